@@ -1,0 +1,1 @@
+"""Making memories and asking them."""

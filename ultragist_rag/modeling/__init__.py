@@ -1,0 +1,1 @@
+"""Everything that touches a model: hooks, rotation, fingerprints, checkpoint names."""

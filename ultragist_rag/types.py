@@ -1,0 +1,32 @@
+"""Tensor types with named axes, in one place.
+
+Is        aliases for the shapes that cross module borders; checked by jaxtyping in tests only, never at run time.
+Flow      config, types -> layout -> modeling -> memory. Imports torch and jaxtyping only.
+Change    add an alias when a shape crosses a module border.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["BatchIds", "BatchMask", "Hidden", "LayerKV", "Logits", "TokenIds", "VisibilityMask"]
+
+TokenIds = Int[Tensor, "tokens"]
+"""Token ids of one sequence, without a batch axis."""
+
+BatchIds = Int[Tensor, "batch tokens"]
+"""Token ids of several sequences of one length."""
+
+BatchMask = Bool[Tensor, "batch tokens"]
+"""One flag for each token of a batch."""
+
+Hidden = Float[Tensor, "batch tokens hidden"]
+"""Hidden states."""
+
+LayerKV = Float[Tensor, "1 kv_heads slots head_dim"]
+"""Keys (before RoPE) or values of one layer of one memory."""
+
+Logits = Float[Tensor, "batch tokens vocab"]
+"""Scores over the vocabulary."""
+
+VisibilityMask = Bool[Tensor, "batch 1 queries keys"]
+"""What each query may attend to: True is visible."""
