@@ -1,0 +1,301 @@
+"""Lay prompts of token ids and memories out, and run the model over their tokens.
+
+Is        the way from `[ids, memory, ids, ...]` to logits and to a filled Hugging Face cache, for a batch of prompts.
+Flow      memory, modeling -> [prompt] -> generate, training.
+Paper     UltraGist, arXiv 2405.16635, section 3: positions are places in the memory; the single pass is ours.
+Change    where memories and tokens lie in the cache, what a token may see.
+Not here  texts and lead tokens -> pieces.py; decoding -> generate.py; making memories -> compress.py.
+Holds     a token sees exactly the slots and tokens in front of it, in whatever order and batch they are laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from ultragist_rag.errors import InputError
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.modeling.rope import decoder_of, model_cos_sin, rotate
+
+if TYPE_CHECKING:
+    from ultragist_rag.modeling.attach import Attachment
+
+__all__ = ["Prompt", "PromptState", "Wanted", "count_prompt", "prompt_forward"]
+
+Prompt = Sequence[Tensor | GistMemory]
+Wanted = Literal["all", "last", "none"] | Sequence[Tensor]
+
+NOWHERE = -1
+"""Position of a padding column, and id of a cache column that holds no token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptState:
+    """What is known after the tokens of a batch of prompts have been read.
+
+    Attributes:
+        logits: One tensor of shape (wanted tokens, vocab) per prompt, in reading order; empty if none were wanted.
+        cache: Rotated keys and values of all slots and tokens, with `columns` columns.
+        ids: Token id of each column, shape (batch, columns); -1 for memory slots and padding.
+        filled: Which columns are real, shape (batch, columns).
+        lengths: Slots and tokens of each prompt: the position of the next token.
+    """
+
+    logits: tuple[Tensor, ...]
+    cache: DynamicCache
+    ids: Tensor
+    filled: Tensor
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Columns of a batch: first the slots of all memories, then the tokens, both padded on the left."""
+
+    memories: tuple[GistMemory, ...]
+    slot_index: Tensor  # (batch, slots): which slot of the memories, one behind the other; their number for padding
+    slot_positions: Tensor  # (batch, slots)
+    ids: Tensor  # (batch, tokens)
+    positions: Tensor  # (batch, tokens)
+
+
+def prompt_forward(
+    attachment: Attachment, prompts: Sequence[Prompt], *, wanted: Wanted = "all", sequential: bool | None = None
+) -> PromptState:
+    """Read a batch of prompts, each a sequence of token ids and memories in any order.
+
+    The position of a slot or token is its place in the prompt. Keys of memories are rotated once to their places and
+    lie in front in the cache; the tokens of all pieces follow in one pass, with their true positions and a mask that
+    lets each see what is in front of it. Prompts are padded with columns that nobody sees. Gradients flow through
+    memories and model. Attention functions that take no such mask (FlashAttention) read piece by piece instead, with
+    the same result. The caller holds the lock of the attachment.
+
+    Source: assembly is ours; exact because attention does not depend on the order of keys once they are rotated.
+
+    Args:
+        attachment: The model with its gist parameters.
+        prompts: Pieces of each prompt: token ids of shape (tokens,), without a batch axis, or memories.
+        wanted: Tokens whose logits are computed: all, the last one of each prompt, none, or, for each prompt, indices
+            of shape (n,) into its tokens, memories not counted.
+        sequential: Whether to read piece by piece; None decides by the attention function of the model.
+
+    Returns:
+        Logits of the wanted tokens, and the cache from which decoding can go on.
+
+    Raises:
+        InputError: If there is no prompt, or a piece is neither ids of shape (tokens,) nor a memory.
+    """
+    if not prompts:
+        raise InputError("there is no prompt: give at least one.")
+    checked = [_checked(prompt) for prompt in prompts]
+    model = attachment.model
+    if sequential is None:
+        sequential = not takes_any_mask(model)
+    read = _read_in_sequence if sequential else _read_in_one_pass
+    hidden, state = read(model, checked)
+    return PromptState(logits=_select_logits(model, hidden, wanted), **state)
+
+
+def takes_any_mask(model: Any) -> bool:
+    """Tell whether the attention function of the model takes a mask of its own for every query and key."""
+    return model.config._attn_implementation in ("sdpa", "eager")
+
+
+def count_prompt(prompt: Prompt) -> tuple[int, int]:
+    """Count memory slots and tokens of a prompt."""
+    slots = sum(piece.slots for piece in prompt if isinstance(piece, GistMemory))
+    return slots, sum(piece.shape[0] for piece in prompt if isinstance(piece, Tensor))
+
+
+def _checked(prompt: Prompt) -> list[Tensor | GistMemory]:
+    for piece in prompt:
+        is_ids = isinstance(piece, Tensor) and piece.dim() == 1 and not piece.dtype.is_floating_point
+        if not is_ids and not isinstance(piece, GistMemory):
+            what = (
+                f"a tensor of shape {tuple(piece.shape)}, {piece.dtype}" if isinstance(piece, Tensor) else repr(piece)
+            )
+            raise InputError(f"a piece of the prompt is {what}: give token ids of shape (tokens,) or a GistMemory.")
+    return list(prompt)
+
+
+# --- one pass -----------------------------------------------------------------------------------------------------
+
+
+def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> tuple[list[Tensor], dict[str, Any]]:
+    device = model.get_input_embeddings().weight.device
+    layout = _lay_out(prompts, device)
+    cache = DynamicCache()
+    _fill(cache, model, layout)
+    n_tokens = [count_prompt(prompt)[1] for prompt in prompts]
+    hidden = torch.empty((len(prompts), 0, model.config.hidden_size), dtype=model.dtype, device=device)
+    if layout.ids.shape[1]:
+        hidden = decoder_of(model)(
+            input_ids=layout.ids.clamp(min=0),
+            position_ids=layout.positions.clamp(min=0),
+            attention_mask=_as_mask(model, _visible(layout)),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state  # (batch, tokens, hidden)
+    state = {
+        "cache": cache,
+        "ids": torch.cat((torch.full_like(layout.slot_positions, NOWHERE), layout.ids), dim=1),
+        "filled": torch.cat((layout.slot_positions, layout.positions), dim=1) != NOWHERE,
+        "lengths": tuple(sum(count_prompt(prompt)) for prompt in prompts),
+    }
+    return [row[len(row) - n :] for row, n in zip(hidden, n_tokens, strict=True)], state
+
+
+def _lay_out(prompts: list[list[Tensor | GistMemory]], device: torch.device) -> _Layout:
+    offsets: dict[int, int] = {}  # where the slots of each memory begin; a memory that comes twice is kept once
+    memories: list[GistMemory] = []
+    total = 0
+    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    for prompt in prompts:
+        parts: tuple[list[Tensor], ...] = ([], [], [], [])
+        position = 0
+        for piece in prompt:
+            if isinstance(piece, GistMemory):
+                if id(piece) not in offsets:
+                    offsets[id(piece)], total = total, total + piece.slots
+                    memories.append(piece)
+                entries, places = torch.arange(piece.slots) + offsets[id(piece)], parts[:2]
+            else:
+                entries, places = piece.cpu(), parts[2:]
+            places[0].append(entries)
+            places[1].append(torch.arange(position, position + len(entries)))
+            position += len(entries)
+        for column, part in zip(columns, parts, strict=True):
+            column.append(torch.cat(part) if part else torch.empty(0, dtype=torch.long))
+    slot_index, slot_positions, ids, positions = (_pad_left(column).to(device) for column in columns)
+    return _Layout(
+        memories=tuple(memories),
+        slot_index=torch.where(slot_index == NOWHERE, total, slot_index),
+        slot_positions=slot_positions,
+        ids=ids,
+        positions=positions,
+    )
+
+
+def _pad_left(rows: list[Tensor]) -> Tensor:
+    padded = torch.full((len(rows), max(map(len, rows))), NOWHERE, dtype=torch.long)
+    for target, row in zip(padded, rows, strict=True):
+        target[len(target) - len(row) :] = row
+    return padded
+
+
+def _fill(cache: DynamicCache, model: Any, layout: _Layout) -> None:
+    """Append the memories of a layout to a cache, rotated to their places."""
+    if not layout.slot_index.shape[1]:
+        return
+    cos, sin = model_cos_sin(model, layout.slot_positions.clamp(min=0))
+    for number, layer in enumerate(decoder_of(model).layers):
+        device = next(layer.parameters()).device
+        keys, values = (
+            _gather([tensors[number].to(device, model.dtype) for tensors in both], layout.slot_index.to(device))
+            for both in zip(*((memory.keys, memory.values) for memory in layout.memories), strict=True)
+        )
+        cache.update(rotate(keys, cos.to(device), sin.to(device)), values, number)
+
+
+def _gather(tensors: list[Tensor], index: Tensor) -> Tensor:
+    _, kv_heads, _, head_dim = tensors[0].shape
+    padding = tensors[0].new_zeros((kv_heads, 1, head_dim))
+    slots = torch.cat([*(tensor[0] for tensor in tensors), padding], dim=1)  # (kv_heads, all slots + 1, head_dim)
+    picked = slots.index_select(1, index.flatten()).view(kv_heads, *index.shape, head_dim)
+    return picked.transpose(0, 1)  # (batch, kv_heads, slots, head_dim)
+
+
+def _visible(layout: _Layout) -> Tensor:
+    """What each token may attend to, shape (batch, 1, tokens, columns): everything in front of it, and itself.
+
+    Padding is seen by nobody. A padding query sees itself alone: softmax over nothing would be NaN.
+    """
+    keys = torch.cat((layout.slot_positions, layout.positions), dim=1)
+    queries = layout.positions[:, :, None]
+    visible = (keys[:, None] <= queries) & (keys != NOWHERE)[:, None]
+    itself = torch.eye(queries.shape[1], dtype=torch.bool, device=keys.device) & (queries == NOWHERE)
+    visible[:, :, layout.slot_positions.shape[1] :] |= itself
+    return visible[:, None]
+
+
+def _as_mask(model: Any, visible: Tensor) -> Tensor:
+    if model.config._attn_implementation != "eager":
+        return visible
+    return torch.zeros_like(visible, dtype=model.dtype).masked_fill(~visible, torch.finfo(model.dtype).min)
+
+
+# --- piece by piece -----------------------------------------------------------------------------------------------
+
+
+def _read_in_sequence(model: Any, prompts: list[list[Tensor | GistMemory]]) -> tuple[list[Tensor], dict[str, Any]]:
+    device = model.get_input_embeddings().weight.device
+    read = [_read_pieces(model, prompt, device) for prompt in prompts]
+    ids = _pad_left([torch.cat(_placeholders(prompt)) for prompt in prompts]).to(device)
+    lengths = tuple(sum(count_prompt(prompt)) for prompt in prompts)
+    columns = torch.arange(ids.shape[1], device=device)
+    state = {
+        "cache": _merge([cache for _, cache in read], ids.shape[1]),
+        "ids": ids,
+        "filled": columns >= ids.shape[1] - torch.tensor(lengths, device=device)[:, None],
+        "lengths": lengths,
+    }
+    return [hidden for hidden, _ in read], state
+
+
+def _placeholders(prompt: list[Tensor | GistMemory]) -> list[Tensor]:
+    parts = [torch.full((p.slots,), NOWHERE) if isinstance(p, GistMemory) else p.cpu() for p in prompt]
+    return [torch.empty(0, dtype=torch.long), *parts]
+
+
+def _read_pieces(model: Any, prompt: list[Tensor | GistMemory], device: torch.device) -> tuple[Tensor, DynamicCache]:
+    cache = DynamicCache()
+    hidden = [torch.empty((0, model.config.hidden_size), dtype=model.dtype, device=device)]
+    start = 0
+    for piece in prompt:
+        layout = _lay_out([[piece]], device)
+        if isinstance(piece, GistMemory):
+            _fill(cache, model, replace(layout, slot_positions=layout.slot_positions + start))
+        elif len(piece):
+            positions = layout.positions + start
+            out = decoder_of(model)(input_ids=layout.ids, position_ids=positions, past_key_values=cache, use_cache=True)
+            hidden.append(out.last_hidden_state[0])
+        start = cache.get_seq_length()
+    return torch.cat(hidden), cache
+
+
+def _merge(caches: list[Any], columns: int) -> DynamicCache:
+    """Stack caches of one sequence each, padded on the left."""
+    merged = DynamicCache()
+    filled = [cache for cache in caches if cache.get_seq_length()]
+    for number in range(len(filled[0].layers) if filled else 0):
+        like = filled[0].layers[number].keys
+        rows = []
+        for cache in caches:
+            tensors = (
+                (cache.layers[number].keys, cache.layers[number].values) if cache in filled else (like[:, :, :0],) * 2
+            )
+            rows.append([pad(tensor, (0, 0, columns - tensor.shape[2], 0)) for tensor in tensors])
+        keys, values = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
+        merged.update(keys, values, number)
+    return merged
+
+
+# --- logits -------------------------------------------------------------------------------------------------------
+
+
+def _select_logits(model: Any, hidden: list[Tensor], wanted: Wanted) -> tuple[Tensor, ...]:
+    if isinstance(wanted, str):
+        if wanted == "none":
+            return ()
+        if wanted == "last":
+            hidden = [row[-1:] for row in hidden]
+    else:
+        hidden = [row[index.to(row.device)] for row, index in zip(hidden, wanted, strict=True)]
+    logits = model.get_output_embeddings()(torch.cat(hidden))
+    return torch.split(logits, [len(row) for row in hidden])
