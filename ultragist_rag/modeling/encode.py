@@ -1,0 +1,94 @@
+"""Run rows through the model once, behind a past that is given, and bring back their keys, values and hidden states.
+
+Is        the only place that calls the decoder for compression; no logits are computed.
+Flow      types -> [modeling] -> memory.
+Change    how a forward is made (attention implementation, devices).
+Not here  which rows, where they stand and what they see -> layout/, memory/windows.py.
+Holds     differentiable end to end, under autocast and gradient checkpointing (the non-reentrant kind) too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ultragist_rag.modeling.attach import Attachment
+from ultragist_rag.modeling.rope import model_cos_sin, rotate
+from ultragist_rag.modeling.window import Window
+from ultragist_rag.types import BatchIds, Hidden, VisibilityMask
+
+__all__ = ["Encoded", "encode"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """Captured rows.
+
+    Attributes:
+        keys: Keys before RoPE, (batch, kv_heads, rows, head_dim) for each layer.
+        values: Values, shapes as `keys`.
+        hidden: Last hidden states, behind the final norm.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden: Hidden
+
+
+def encode(
+    attachment: Attachment,
+    ids: BatchIds,
+    *,
+    positions: BatchIds,
+    visible: VisibilityMask,
+    past: tuple[Sequence[Tensor], Sequence[Tensor], BatchIds] | None = None,
+    gist_rows: Tensor | None = None,
+) -> Encoded:
+    """Run rows through the decoder.
+
+    Args:
+        attachment: The model; the caller holds its lock.
+        ids: Token ids of the rows; what stands in gist rows does not matter.
+        positions: RoPE positions of the rows.
+        visible: What each row sees of the past and of the rows, shape (batch, 1, rows, past + rows).
+        past: Keys before RoPE and values of each layer that stand in front, shape (batch, kv_heads, past, head_dim), and
+            their positions, of shape (batch, past) or (1, past).
+        gist_rows: Places of gists in the flattened (batch * rows) rows; None for none.
+
+    Returns:
+        Keys, values and hidden states of the rows.
+    """
+    rotated = None
+    if past is not None and past[0][0].shape[2]:
+        cos, sin = model_cos_sin(attachment.model, past[2])
+        rotated = ([rotate(keys.to(cos.dtype), cos, sin) for keys in past[0]], past[1])
+    window = Window(attachment.n_layers, gist_rows, rotated)
+    with _masked_attention(attachment.model, visible) as mask:
+        output = attachment.decoder(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, gist_window=window
+        )
+    keys, values = ([part for part in parts if part is not None] for parts in (window.keys, window.values))
+    return Encoded(keys, values, output.last_hidden_state)
+
+
+@contextmanager
+def _masked_attention(model: Any, visible: Tensor) -> Iterator[Tensor]:
+    """Give the mask in the form that the attention implementation takes; flash attention gives way to sdpa meanwhile."""
+    config = model.config
+    chosen = config._attn_implementation
+    if chosen == "eager":
+        dtype = model.get_input_embeddings().weight.dtype
+        yield torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+            ~visible, torch.finfo(dtype).min
+        )
+        return
+    config._attn_implementation = "sdpa"
+    try:
+        yield visible
+    finally:
+        config._attn_implementation = chosen

@@ -1,0 +1,99 @@
+"""Prove, before any memory is made, that this model can be followed exactly.
+
+Is        two checks: the modules are where we expect them; captured keys, rotated by us, are the stock cache's keys.
+Flow      types -> [modeling] -> memory.
+Change    what a model must fulfil.
+Holds     a family whose keys are not "projection, then norm if any, then half-split RoPE" is refused, not served wrongly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ultragist_rag.errors import UnsupportedModelError
+from ultragist_rag.modeling.rope import decoder_of, model_cos_sin, rotate
+from ultragist_rag.modeling.window import Window
+
+if TYPE_CHECKING:
+    from ultragist_rag.modeling.attach import Attachment
+
+__all__ = ["check_keys", "check_structure"]
+
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+_N_TOKENS = 16
+
+
+def check_structure(model: Any) -> None:
+    """Check that the modules are where hooks expect them.
+
+    Args:
+        model: A causal LM.
+
+    Raises:
+        UnsupportedModelError: If a module is missing, or the rotary embedding depends on the length.
+    """
+    name = type(model).__name__
+    try:
+        decoder = decoder_of(model)
+        parts = [decoder.embed_tokens, decoder.rotary_emb, decoder.norm, model.lm_head]
+        layers = list(decoder.layers)
+        parts += [getattr(layer.self_attn, f"{letter}_proj") for layer in layers for letter in "qkvo"]
+        parts += [layer.self_attn.head_dim for layer in layers]
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"{name} is not built like Llama ({error}). Use a Llama, Mistral, Qwen2 or Qwen3 model."
+        ) from error
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _LENGTH_DEPENDENT:
+        raise UnsupportedModelError(
+            f"{name} uses rope_type {rope['rope_type']!r}, whose angles depend on the length, so stored keys would not keep "
+            "their meaning. Use a model with default, linear, llama3 or yarn positions."
+        )
+
+
+@torch.no_grad()
+def check_keys(attachment: Attachment) -> None:
+    """Compare captured and rotated keys, values and logits with those of the stock model.
+
+    Args:
+        attachment: The model with its hooks.
+
+    Raises:
+        UnsupportedModelError: If they differ; the message names the layer.
+    """
+    from transformers import DynamicCache
+
+    model, name = attachment.model, type(attachment.model).__name__
+    vocab = int(model.config.vocab_size)
+    ids = torch.randint(0, vocab, (1, _N_TOKENS), generator=torch.Generator().manual_seed(0)).to(attachment.device)
+    window, cache = Window(attachment.n_layers), DynamicCache()
+    with attachment.lock:
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, gist_window=window).logits
+        hidden = attachment.decoder(input_ids=ids, use_cache=False).last_hidden_state
+    cos, sin = model_cos_sin(model, torch.arange(_N_TOKENS)[None])
+    if len(cache.layers) != attachment.n_layers:
+        raise UnsupportedModelError(f"{name} caches {len(cache.layers)} layers but has {attachment.n_layers}.")
+    for index, layer in enumerate(cache.layers):
+        keys, values = window.keys[index], window.values[index]
+        if keys is None or values is None or keys.shape != layer.keys.shape:
+            raise UnsupportedModelError(f"{name}: keys of layer {index} have another shape than its cache. {_ADVICE}")
+        if not (_close(rotate(keys, cos, sin), layer.keys) and _close(values, layer.values)):
+            raise UnsupportedModelError(
+                f"{name}: layer {index} makes its keys or values otherwise than by projection and half-split RoPE. {_ADVICE}"
+            )
+    if not torch.are_deterministic_algorithms_enabled() and model.training:
+        return
+    if not _close(model.lm_head(hidden), logits):
+        raise UnsupportedModelError(f"{name} does more to its logits than lm_head. {_ADVICE}")
+
+
+_ADVICE = "Memories of it would be silently wrong, so it is refused: use a Llama, Mistral, Qwen2 or Qwen3 model."
+
+
+def _close(mine: Tensor, theirs: Tensor) -> bool:
+    tolerance = 1e-5 if theirs.dtype == torch.float32 else 3e-2
+    scale = theirs.float().abs().max().clamp_min(1e-6)
+    return bool((mine.float() - theirs.float().to(mine.device)).abs().max() <= tolerance * scale)
