@@ -1,6 +1,6 @@
 """Every test run checks the shapes that stand in the signatures, offline and on one thread per process.
 
-The import hook is installed here, before anything imports the package, and nowhere else: at run time nothing is checked.
+The hook is installed here, before anything imports the package, and nowhere else: at run time nothing is checked.
 """
 
 from __future__ import annotations

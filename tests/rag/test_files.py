@@ -1,0 +1,39 @@
+"""Every file named in the result was read whole, as UTF-8; one that cannot be stops the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ultragist_rag import InputError
+from ultragist_rag.rag import read_folder
+
+
+def test_text_files_are_read_in_order_and_others_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "sub" / "b.MD").write_text("\ufeffbeta é", "utf-8")
+    (tmp_path / "a.txt").write_text("alpha", "utf-8")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\0")
+    (tmp_path / ".hidden" / "c.txt").write_text("gamma", "utf-8")
+    assert read_folder(tmp_path) == [("a.txt", "alpha"), ("sub/b.MD", "beta é")]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"", "is empty"), (b" \n\t", "is empty"), (b"ab\0cd", "is binary"), (b"caf\xe9", "not UTF-8: byte 3")],
+)
+def test_unreadable_file_is_named(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "good.txt").write_text("fine", "utf-8")
+    (tmp_path / "bad.txt").write_bytes(data)
+    with pytest.raises(InputError, match=said) as caught:
+        read_folder(tmp_path)
+    assert "bad.txt" in str(caught.value)
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        read_folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds no \.txt or \.md file"):
+        read_folder(tmp_path)
