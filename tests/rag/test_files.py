@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ultragist_rag import InputError
-from ultragist_rag.rag import read_folder
+from ultragist_rag.rag import Passage, read_folder, read_passages
 
 
 def test_text_files_are_read_in_order_and_others_left_alone(tmp_path: Path) -> None:
@@ -37,3 +37,18 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no \.txt or \.md file"):
         read_folder(tmp_path)
+
+
+def test_passages_know_their_file_title_and_section(tmp_path: Path) -> None:
+    (tmp_path / "north_sea.txt").write_text("Cold water.\n\nDeep water.", "utf-8")
+    (tmp_path / "oslo.md").write_text("# Oslo\n\n## Trade\n\nFish is sold.\n", "utf-8")
+    assert read_passages(tmp_path) == [
+        Passage("north sea\n\nCold water.\nDeep water.", "north_sea.txt", "north sea", ""),
+        Passage("Oslo - Trade\n\nFish is sold.", "oslo.md", "Oslo", "Trade"),
+    ]
+
+
+def test_folder_of_bare_headings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "oslo.md").write_text("# Oslo\n\n## Trade\n", "utf-8")
+    with pytest.raises(InputError, match="headings only"):
+        read_passages(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ultragist_rag import CorruptGistError, InputError
-from ultragist_rag.rag import Chunk, ChunkIndex, HashingEmbeddings, load_embeddings
+from ultragist_rag.rag import Passage, PassageIndex, HashingEmbeddings, load_embeddings
 
 TEXTS = [
     "Norway - Economy\nNorway sells oil, gas and fish.",
@@ -19,16 +19,16 @@ TEXTS = [
 ]
 
 
-def make_index() -> ChunkIndex:
-    chunks = [Chunk(text, f"{number}.md", "", "") for number, text in enumerate(TEXTS)]
-    return ChunkIndex.build(chunks, HashingEmbeddings(), {"model": "tiny"})
+def make_index() -> PassageIndex:
+    passages = [Passage(text, f"{number}.md", "", "") for number, text in enumerate(TEXTS)]
+    return PassageIndex.build(passages, HashingEmbeddings(), {"model": "tiny"})
 
 
 @pytest.mark.parametrize(
     ("question", "source"),
     [("What does Norway sell?", "0.md"), ("How cold is the winter?", "1.md"), ("Capital of Chad?", "3.md")],
 )
-def test_question_finds_its_chunk(question: str, source: str) -> None:
+def test_question_finds_its_passage(question: str, source: str) -> None:
     index = make_index()
     found = index.search(question, k=3)
     assert found[0][0].source == source
@@ -41,18 +41,18 @@ def test_search_equals_cosines_computed_by_hand() -> None:
     cosines = index.embeddings.embed_documents(TEXTS) @ index.embeddings.embed_query(question)
     order = np.argsort(-cosines)
     found = index.search(question, k=9)
-    assert [int(chunk.source[0]) for chunk, _ in found] == order.tolist()
+    assert [int(passage.source[0]) for passage, _ in found] == order.tolist()
     np.testing.assert_allclose([score for _, score in found], cosines[order], atol=1e-6)
 
 
 def test_saved_equals_unsaved(tmp_path: Path) -> None:
     index = make_index()
     index.save(tmp_path / "new")
-    loaded = ChunkIndex.load(tmp_path / "new")
-    assert loaded.chunks == index.chunks
+    loaded = PassageIndex.load(tmp_path / "new")
+    assert loaded.passages == index.passages
     assert loaded.about == {"model": "tiny"}
     ours, theirs = index.search("cold oil", 4), loaded.search("cold oil", 4)
-    assert [chunk for chunk, _ in ours] == [chunk for chunk, _ in theirs]
+    assert [passage for passage, _ in ours] == [passage for passage, _ in theirs]
     np.testing.assert_allclose([score for _, score in ours], [score for _, score in theirs], atol=1e-6)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["index.faiss", "index.json"]
 
@@ -71,9 +71,9 @@ def raise_format(path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "format": 99}), "utf-8")
 
 
-def drop_chunk(path: Path) -> None:
+def drop_passage(path: Path) -> None:
     record = json.loads(path.read_text("utf-8"))
-    record["chunks"].pop()
+    record["passages"].pop()
     path.write_text(json.dumps(record), "utf-8")
 
 
@@ -85,7 +85,7 @@ def drop_chunk(path: Path) -> None:
         ("index.faiss", Path.unlink),
         ("index.json", truncate),
         ("index.json", raise_format),
-        ("index.json", drop_chunk),
+        ("index.json", drop_passage),
         ("index.json", lambda path: path.write_text("[]", "utf-8")),
     ],
 )
@@ -94,18 +94,18 @@ def test_damaged_index_is_refused(tmp_path: Path, name: str, damage: object) -> 
     assert callable(damage)
     damage(tmp_path / name)
     with pytest.raises(CorruptGistError, match=r"is corrupt .* Make it again"):
-        ChunkIndex.load(tmp_path)
+        PassageIndex.load(tmp_path)
 
 
 def test_missing_index_and_bad_questions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no index"):
-        ChunkIndex.load(tmp_path)
+        PassageIndex.load(tmp_path)
     with pytest.raises(InputError, match="question is empty"):
         make_index().search("  ")
     with pytest.raises(InputError, match="k is 0"):
         make_index().search("oil", 0)
-    with pytest.raises(InputError, match="no chunk to index"):
-        ChunkIndex.build([], HashingEmbeddings())
+    with pytest.raises(InputError, match="no passage to index"):
+        PassageIndex.build([], HashingEmbeddings())
 
 
 def test_vectors_have_length_one_and_unknown_embeddings_are_refused() -> None:

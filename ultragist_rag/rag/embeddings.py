@@ -1,7 +1,7 @@
 """Turn texts into vectors for retrieval: hashed word counts by default, any sentence-transformers model by name.
 
 Is        objects with `embed_documents` and `embed_query`, the two methods that LangChain's `Embeddings` have as well.
-Flow      splitting -> [embeddings] -> index.
+Flow      files -> [embeddings] -> index.
 Paper     feature hashing, Weinberger et al. 2009 (scikit-learn's `HashingVectorizer`); weights: BM25-like tf, idf.
 Change    how words are cut and weighted (raise the number in the name: an index made with the old one is refused).
 Holds     nothing is downloaded by the default; vectors have length 1; what `fit` learned is saved with the index.

@@ -1,20 +1,63 @@
 """Read the user's own text files, and say plainly what cannot be read.
 
-Is        a folder in, (relative path, text) pairs out.
+Is        a folder in, (relative path, text) pairs or `Passage`s out.
+Flow      chunking -> [files] -> index.
 Change    which files count as text.
+Not here  where a text is cut -> chunking.py.
 Holds     every file named in the result was read whole, as UTF-8; one that cannot be stops the run.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from ultragist_rag.chunking import split_document
 from ultragist_rag.errors import InputError
 
-__all__ = ["SUFFIXES", "read_folder"]
+__all__ = ["SUFFIXES", "Passage", "read_folder", "read_passages"]
 
 SUFFIXES = (".txt", ".md")
 """Files that are read; all others in the folder are left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk of a document and where it comes from; each becomes one memory.
+
+    Attributes:
+        text: What is embedded, compressed and read by the model: a header line and the chunk's lines.
+        source: Path of the file, relative to the indexed folder.
+        title: Title of the document.
+        section: Heading above it; empty if there is none.
+    """
+
+    text: str
+    source: str
+    title: str
+    section: str
+
+
+def read_passages(folder: Path) -> list[Passage]:
+    """Read the text files of a folder and cut them into passages of at most 1,000 characters.
+
+    Args:
+        folder: Where the files are.
+
+    Returns:
+        Passages in the order of the files and of their lines. A file that does not name itself is titled by its name.
+
+    Raises:
+        InputError: As `read_folder`, and if no file has text below its headings.
+    """
+    passages = [
+        Passage(chunk.text, source, chunk.title, chunk.section)
+        for source, text in read_folder(folder)
+        for chunk in split_document(text, title=Path(source).stem.replace("_", " ").replace("-", " "))
+    ]
+    if not passages:
+        raise InputError(f"the files in {str(folder)!r} hold headings only. Put text below them.")
+    return passages
 
 
 def read_folder(folder: Path) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""Find the chunks of a question: a FAISS index and a JSON file beside it.
+"""Find the passages of a question: a FAISS index and a JSON file beside it.
 
-Is        `index.faiss` (vectors) and `index.json` (chunks, embeddings, which model the memories are for, a checksum).
-Flow      splitting, embeddings -> [index] -> the retriever of a chain.
+Is        `index.faiss` (vectors) and `index.json` (passages, embeddings, which model the memories are for, a checksum).
+Flow      files, embeddings -> [index] -> the retriever of a chain.
 Change    the kind of FAISS index; what is remembered beside the vectors (raise FORMAT).
 Not here  the memories themselves -> store.
 Holds     nothing is unpickled; an index is whole or refused; files are replaced atomically.
@@ -21,9 +21,9 @@ import numpy as np
 
 from ultragist_rag.errors import CorruptGistError, InputError
 from ultragist_rag.rag.embeddings import Embeddings, load_embeddings
-from ultragist_rag.rag.splitting import Chunk
+from ultragist_rag.rag.files import Passage
 
-__all__ = ["ChunkIndex"]
+__all__ = ["PassageIndex"]
 
 FORMAT = 1
 _VECTORS = "index.faiss"
@@ -31,27 +31,29 @@ _RECORD = "index.json"
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkIndex:
-    """Chunks and their vectors.
+class PassageIndex:
+    """Passages and their vectors.
 
     Attributes:
-        chunks: In the order of the vectors.
+        passages: In the order of the vectors.
         embeddings: Made the vectors, and makes those of questions.
         vectors: FAISS index, inner product.
         about: What the maker wants to find again: model, fingerprint, ratio...; plain JSON values.
     """
 
-    chunks: tuple[Chunk, ...]
+    passages: tuple[Passage, ...]
     embeddings: Embeddings
     vectors: Any
     about: dict[str, Any]
 
     @classmethod
-    def build(cls, chunks: Sequence[Chunk], embeddings: Embeddings, about: dict[str, Any] | None = None) -> ChunkIndex:
-        """Embed chunks.
+    def build(
+        cls, passages: Sequence[Passage], embeddings: Embeddings, about: dict[str, Any] | None = None
+    ) -> PassageIndex:
+        """Embed passages.
 
         Args:
-            chunks: At least one.
+            passages: At least one.
             embeddings: Fitted here.
             about: Kept with the index.
 
@@ -59,27 +61,27 @@ class ChunkIndex:
             The index, in memory.
 
         Raises:
-            InputError: If there are no chunks.
+            InputError: If there are no passages.
         """
         faiss = _faiss()
-        if not chunks:
-            raise InputError("there is no chunk to index: the files hold headings only. Put text below them.")
-        texts = [chunk.text for chunk in chunks]
+        if not passages:
+            raise InputError("there is no passage to index. Give at least one.")
+        texts = [passage.text for passage in passages]
         embeddings.fit(texts)
         matrix = np.ascontiguousarray(embeddings.embed_documents(texts))
         vectors = faiss.IndexFlatIP(matrix.shape[1])
         vectors.add(matrix)
-        return cls(tuple(chunks), embeddings, vectors, dict(about or {}))
+        return cls(tuple(passages), embeddings, vectors, dict(about or {}))
 
-    def search(self, question: str, k: int = 4) -> list[tuple[Chunk, float]]:
-        """Return the chunks nearest to a question, best first.
+    def search(self, question: str, k: int = 4) -> list[tuple[Passage, float]]:
+        """Return the passages nearest to a question, best first.
 
         Args:
             question: In words.
-            k: How many chunks at most.
+            k: How many passages at most.
 
         Returns:
-            Chunks with their similarity (cosine, higher is nearer).
+            Passages with their similarity (cosine, higher is nearer).
 
         Raises:
             InputError: If the question is empty or `k` is below 1.
@@ -87,9 +89,9 @@ class ChunkIndex:
         if not question.strip():
             raise InputError("the question is empty. Ask something.")
         if k < 1:
-            raise InputError(f"k is {k}: at least 1 chunk must be retrieved.")
-        scores, places = self.vectors.search(self.embeddings.embed_query(question)[None], min(k, len(self.chunks)))
-        return [(self.chunks[place], float(score)) for place, score in zip(places[0], scores[0], strict=True)]
+            raise InputError(f"k is {k}: at least 1 passage must be retrieved.")
+        scores, places = self.vectors.search(self.embeddings.embed_query(question)[None], min(k, len(self.passages)))
+        return [(self.passages[place], float(score)) for place, score in zip(places[0], scores[0], strict=True)]
 
     def save(self, folder: Path) -> None:
         """Write the index into a folder, in place of the one that is there.
@@ -104,13 +106,13 @@ class ChunkIndex:
             "sha256": hashlib.sha256(data).hexdigest(),
             "embeddings": {"name": self.embeddings.name, "state": self.embeddings.state()},
             "about": self.about,
-            "chunks": [asdict(chunk) for chunk in self.chunks],
+            "passages": [asdict(passage) for passage in self.passages],
         }
         _replace(folder / _VECTORS, data)
         _replace(folder / _RECORD, json.dumps(record, ensure_ascii=False, indent=1).encode())
 
     @classmethod
-    def load(cls, folder: Path) -> ChunkIndex:
+    def load(cls, folder: Path) -> PassageIndex:
         """Read what `save` wrote.
 
         Args:
@@ -127,7 +129,7 @@ class ChunkIndex:
         if not (folder / _RECORD).is_file():
             raise InputError(f"there is no index in {str(folder)!r}. Make one: ultragist-rag index FOLDER")
         try:
-            record, chunks, vectors = _read(folder)
+            record, passages, vectors = _read(folder)
             name, state, about = record["embeddings"]["name"], record["embeddings"]["state"], dict(record["about"])
         except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
@@ -136,21 +138,21 @@ class ChunkIndex:
             ) from error
         embeddings = load_embeddings(name)
         embeddings.restore(state)
-        return cls(chunks, embeddings, vectors, about)
+        return cls(passages, embeddings, vectors, about)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], tuple[Chunk, ...], Any]:
+def _read(folder: Path) -> tuple[dict[str, Any], tuple[Passage, ...], Any]:
     record = json.loads((folder / _RECORD).read_bytes())
     data = (folder / _VECTORS).read_bytes()
     if record["format"] != FORMAT:
         raise ValueError(f"format {record['format']!r} is not {FORMAT}")
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise ValueError(f"{_VECTORS} is not the file that {_RECORD} describes")
-    chunks = tuple(Chunk(**chunk) for chunk in record["chunks"])
+    passages = tuple(Passage(**passage) for passage in record["passages"])
     vectors = _faiss().deserialize_index(np.frombuffer(data, np.uint8))
-    if vectors.ntotal != len(chunks):
-        raise ValueError(f"{vectors.ntotal} vectors for {len(chunks)} chunks")
-    return record, chunks, vectors
+    if vectors.ntotal != len(passages):
+        raise ValueError(f"{vectors.ntotal} vectors for {len(passages)} passages")
+    return record, passages, vectors
 
 
 def _faiss() -> Any:
