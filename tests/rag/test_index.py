@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ultragist_rag import CorruptGistError, InputError
-from ultragist_rag.rag import Passage, PassageIndex, HashingEmbeddings, load_embeddings
+from ultragist_rag.rag import HashingEmbeddings, Passage, PassageIndex, load_embeddings
 
 TEXTS = [
     "Norway - Economy\nNorway sells oil, gas and fish.",
