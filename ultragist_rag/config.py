@@ -163,8 +163,8 @@ def _check_choices(config: GistConfig) -> None:
         _require_int("lead_token", config.lead_token, 0)
     if config.placement == "interleave" and config.n_stride != config.window:
         raise ConfigError(
-            f"placement 'interleave' condenses whole windows, but stride {config.stride} is not window {config.window}. "
-            "Leave stride out, or use placement 'append'."
+            f"placement 'interleave' condenses whole windows, but stride {config.stride} is not window "
+            f"{config.window}. Leave stride out, or use placement 'append'."
         )
 
 
@@ -184,6 +184,6 @@ def _check_ratios(config: GistConfig) -> None:
         )
     if len(config.ratios) > 1 and all(ratio and config.n_stride % ratio for ratio in config.ratios):
         raise ConfigError(
-            f"none of the ratios {list(config.ratios)} divides stride {config.n_stride}, and a choice is made only among "
-            "those that do. Add a ratio that does."
+            f"none of the ratios {list(config.ratios)} divides stride {config.n_stride}, and a choice is made only "
+            "among those that do. Add a ratio that does."
         )

@@ -79,7 +79,9 @@ def randomise(parameters: Any, seed: int | None = None) -> None:
         value.copy_(1 + 0.2 * noise if "norm" in name else noise * (0.5 if "embed" in name else 0.12))
 
 
-def tiny_engine(family: str = "llama", *, seed: int = 0, model: dict[str, Any] | None = None, **settings: Any) -> UltraGist:
+def tiny_engine(
+    family: str = "llama", *, seed: int = 0, model: dict[str, Any] | None = None, **settings: Any
+) -> UltraGist:
     """Attach a tiny engine, without tokenizer, whose gist parameters are random and thus differ from the base.
 
     Args:

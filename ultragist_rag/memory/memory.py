@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError
+from ultragist_rag.types import LayerKV
 
-if TYPE_CHECKING:
-    import torch
-
-    from ultragist_rag.types import LayerKV
-
-__all__ = ["GistMemory", "Progress", "Segment"]
+__all__ = ["GistMemory", "Progress", "Segment", "SegmentKind"]
 
 SegmentKind = Literal["sink", "gist", "verbatim", "raw"]
 
@@ -32,7 +30,7 @@ class Segment:
     """A run of slots of one kind.
 
     Attributes:
-        kind: `sink` (first tokens, kept for ever), `gist`, `verbatim` (raw tokens kept on purpose) or `raw` (the newest).
+        kind: `sink` (first tokens, kept for ever), `gist`, `verbatim` (raw, kept on purpose) or `raw` (newest).
         start: First slot.
         stop: Slot behind the last one.
         source_start: First token of the sequence that the slots stand for.
@@ -100,7 +98,7 @@ class GistMemory:
         progress: Where the sequence stands; None if it cannot go on.
         fingerprint: Of the model that made it; empty if unknown.
         lead_token: Token that must stand once at the head of a prompt with this memory; None if none.
-        joint: Whether it is a stream of its own (with its first token and sink inside) instead of a composable document.
+        joint: Whether it is a stream of its own, with its first token and sink inside, not a composable document.
 
     Raises:
         InputError: If layers, shapes or segments contradict each other.
@@ -123,8 +121,8 @@ class GistMemory:
             same_slots = keys.dim() == 4 and keys.shape[0] == 1 and keys.shape[2] == self.keys[0].shape[2]
             if keys.shape != values.shape or not same_slots:
                 raise InputError(
-                    f"keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}: every layer must have "
-                    f"both of shape (1, kv_heads, {self.keys[0].shape[-2]}, head_dim)."
+                    f"keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}: every layer must "
+                    f"have both of shape (1, kv_heads, {self.keys[0].shape[-2]}, head_dim)."
                 )
         stop = 0
         for segment in self.segments:
@@ -222,7 +220,9 @@ class GistMemory:
 
     def __repr__(self) -> str:
         """Counts, never contents."""
+        kinds = (
+            f"n_sink={self.n_sink}, n_gists={self.n_gists}, n_verbatim={self.n_verbatim}, n_raw_tail={self.n_raw_tail}"
+        )
         return (
-            f"GistMemory(slots={self.slots}, n_sink={self.n_sink}, n_gists={self.n_gists}, n_verbatim={self.n_verbatim}, "
-            f"n_raw_tail={self.n_raw_tail}, n_source_tokens={self.n_source_tokens}, layers={len(self.keys)})"
+            f"GistMemory(slots={self.slots}, {kinds}, n_source_tokens={self.n_source_tokens}, layers={len(self.keys)})"
         )

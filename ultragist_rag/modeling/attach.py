@@ -57,8 +57,8 @@ class _LayerHooks:
         for letter, module in self.expected.items():
             if getattr(attention, f"{letter}_proj") is not module:
                 raise UnsupportedModelError(
-                    f"{letter}_proj of layer {self.layer} was replaced after attach (by PEFT, perhaps), so gist rows would "
-                    "be projected wrongly. Detach, then attach to the model as it is now."
+                    f"{letter}_proj of layer {self.layer} was replaced after attach (by PEFT, perhaps), so gist rows "
+                    "would be projected wrongly. Detach, then attach to the model as it is now."
                 )
         if self.window.past is not None:
             kwargs["past_key_values"] = self.window
@@ -153,9 +153,7 @@ class Attachment:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the gist parameters by name: `model.layers.0.self_attn.ultragist_q_proj.weight` and so on."""
-        return {
-            f"{path}.{name}": value for path, module in self.modules() for name, value in module.named_parameters()
-        }
+        return {f"{path}.{name}": value for path, module in self.modules() for name, value in module.named_parameters()}
 
     def detach(self) -> None:
         """Remove hooks and modules; the model is as it was. Doing so twice is harmless."""
@@ -229,7 +227,7 @@ def attach(model: Any, config: GistConfig, *, self_test: bool = True) -> Attachm
         The attachment, also a context manager that detaches on exit.
 
     Raises:
-        UnsupportedModelError: If the model is built otherwise, or rotates keys otherwise, or its positions depend on length.
+        UnsupportedModelError: If the model is built otherwise, or its keys or positions are of another kind.
         InputError: If the model has gist modules already.
 
     Example:
@@ -238,7 +236,7 @@ def attach(model: Any, config: GistConfig, *, self_test: bool = True) -> Attachm
         ...     sorted(attachment.parameters())[0]
         'model.layers.0.self_attn.ultragist_k_proj.weight'
     """
-    from ultragist_rag.modeling.selftest import check_structure, check_keys
+    from ultragist_rag.modeling.selftest import check_keys, check_structure
 
     check_structure(model)
     if hasattr(decoder_of(model), f"{PREFIX}_embed_tokens"):

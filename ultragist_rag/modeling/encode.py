@@ -56,8 +56,9 @@ def encode(
         ids: Token ids of the rows; what stands in gist rows does not matter.
         positions: RoPE positions of the rows.
         visible: What each row sees of the past and of the rows, shape (batch, 1, rows, past + rows).
-        past: Keys before RoPE and values of each layer that stand in front, shape (batch, kv_heads, past, head_dim), and
-            their positions, of shape (batch, past) or (1, past).
+        past: Keys before RoPE and values of each layer that stand in front, (batch, kv_heads, past, head_dim), and
+            their
+            positions, of shape (batch, past) or (1, past).
         gist_rows: Places of gists in the flattened (batch * rows) rows; None for none.
 
     Returns:
@@ -78,7 +79,7 @@ def encode(
 
 @contextmanager
 def _masked_attention(model: Any, visible: Tensor) -> Iterator[Tensor]:
-    """Give the mask in the form that the attention implementation takes; flash attention gives way to sdpa meanwhile."""
+    """Give the mask as the attention implementation takes it; flash attention gives way to sdpa meanwhile."""
     config = model.config
     chosen = config._attn_implementation
     if chosen == "eager":

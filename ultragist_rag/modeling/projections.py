@@ -1,6 +1,6 @@
 """The projections that gist positions have of their own.
 
-Is        builders for full gist projections (a linear layer, copied from the base) and low-rank ones (base + difference).
+Is        builders for full gist projections (a linear layer, copied) and low-rank ones (base + difference).
 Flow      config -> layout -> [modeling] -> memory.
 Paper     UltraGist, arXiv 2405.16635: W^g of section 3; the low-rank form is ours, after LoRA, arXiv 2106.09685.
 Change    how gist projections are made and initialised.

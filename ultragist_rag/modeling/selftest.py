@@ -3,7 +3,7 @@
 Is        two checks: the modules are where we expect them; captured keys, rotated by us, are the stock cache's keys.
 Flow      types -> [modeling] -> memory.
 Change    what a model must fulfil.
-Holds     a family whose keys are not "projection, then norm if any, then half-split RoPE" is refused, not served wrongly.
+Holds     a family whose keys are not "projection, norm if any, half-split RoPE" is refused, not served wrongly.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def check_structure(model: Any) -> None:
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type") in _LENGTH_DEPENDENT:
         raise UnsupportedModelError(
-            f"{name} uses rope_type {rope['rope_type']!r}, whose angles depend on the length, so stored keys would not keep "
-            "their meaning. Use a model with default, linear, llama3 or yarn positions."
+            f"{name} uses rope_type {rope['rope_type']!r}, whose angles depend on the length, so stored keys would not "
+            "keep their meaning. Use a model with default, linear, llama3 or yarn positions."
         )
 
 
@@ -82,10 +82,8 @@ def check_keys(attachment: Attachment) -> None:
             raise UnsupportedModelError(f"{name}: keys of layer {index} have another shape than its cache. {_ADVICE}")
         if not (_close(rotate(keys, cos, sin), layer.keys) and _close(values, layer.values)):
             raise UnsupportedModelError(
-                f"{name}: layer {index} makes its keys or values otherwise than by projection and half-split RoPE. {_ADVICE}"
+                f"{name}: layer {index} does not make keys and values by projection and half-split RoPE. {_ADVICE}"
             )
-    if not torch.are_deterministic_algorithms_enabled() and model.training:
-        return
     if not _close(model.lm_head(hidden), logits):
         raise UnsupportedModelError(f"{name} does more to its logits than lm_head. {_ADVICE}")
 

@@ -1,6 +1,6 @@
 """Window: what one forward carries to the hooks, and what they bring back.
 
-Is        a parcel that travels through the model as a keyword: where the gists are, what lies in front, what was captured.
+Is        a parcel that travels through the model as a keyword: where gists are, what lies in front, what came out.
 Flow      types -> [modeling] -> memory. Imports torch only.
 Change    what hooks need to know about a forward.
 Not here  the hooks -> attach.py.
