@@ -204,3 +204,27 @@ def test_autocast_in_bf16_stays_near_and_gives_gradients(model):
     assert leaf.grad.abs().sum() > 0
     for mine, full in zip(rough, exact, strict=True):
         assert torch.nn.functional.cosine_similarity(mine.float(), full, dim=-1).min() > 0.98
+
+
+def test_gradient_checkpointing_changes_nothing():
+    from ultragist_rag.config import GistConfig
+    from ultragist_rag.modeling.attach import attach
+
+    model = plain_model().train()
+    batch = ragged_batch(model)
+
+    def run(attachment):
+        memory = random_memory(model, 6, 9)
+        leaf = memory.keys[1].requires_grad_(True)
+        out = prompt_forward(attachment, [*batch, [memory, random_ids(3)], [random_ids(2), memory, random_ids(4)]])
+        weight = model.model.layers[0].mlp.up_proj.weight
+        return out.logits, torch.autograd.grad(sum(logits.logsumexp(-1).sum() for logits in out.logits), [leaf, weight])
+
+    with attach(model, GistConfig(window=8)) as attachment:
+        logits, gradients = run(attachment)
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        same_logits, same_gradients = run(attachment)
+        assert prompt_forward(attachment, [[random_ids(3)]]).logits[0].shape == (3, 101)
+    for mine, expected in zip((*same_logits, *same_gradients), (*logits, *gradients), strict=True):
+        torch.testing.assert_close(mine, expected, **TOLERANCE)

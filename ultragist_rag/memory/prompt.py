@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.modeling.rope import decoder_of, model_cos_sin, rotate
+from ultragist_rag.modeling.window import Window
 
 if TYPE_CHECKING:
     from ultragist_rag.modeling.attach import Attachment
@@ -41,7 +42,8 @@ class PromptState:
 
     Attributes:
         logits: One tensor of shape (wanted tokens, vocab) per prompt, in reading order; empty if none were wanted.
-        cache: Rotated keys and values of all slots and tokens, with `columns` columns.
+        cache: Rotated keys and values of all slots and tokens, with `columns` columns; empty after a pass with gradient
+            checkpointing, which keeps none.
         ids: Token id of each column, shape (batch, columns); -1 for memory slots and padding.
         filled: Which columns are real, shape (batch, columns).
         lengths: Slots and tokens of each prompt: the position of the next token.
@@ -130,8 +132,16 @@ def _checked(prompt: Prompt) -> list[Tensor | GistMemory]:
 def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> tuple[list[Tensor], dict[str, Any]]:
     device = model.get_input_embeddings().weight.device
     layout = _lay_out(prompts, device)
-    cache = DynamicCache()
-    _fill(cache, model, layout)
+    cache, in_front = DynamicCache(), _rotated_slots(model, layout)
+    for number, (keys, values) in enumerate(in_front):
+        cache.update(keys, values, number)
+    past: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    layers = decoder_of(model).layers
+    if model.training and getattr(
+        layers[0], "gradient_checkpointing", False
+    ):  # such layers run twice: no cache to grow
+        window = Window(len(layers), None, tuple(zip(*in_front, strict=True)) or None)  # type: ignore[arg-type]
+        cache, past = DynamicCache(), {"gist_window": window, "use_cache": False}
     n_tokens = [count_prompt(prompt)[1] for prompt in prompts]
     hidden = torch.empty((len(prompts), 0, model.config.hidden_size), dtype=model.dtype, device=device)
     if layout.ids.shape[1]:
@@ -139,8 +149,7 @@ def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> t
             input_ids=layout.ids.clamp(min=0),
             position_ids=layout.positions.clamp(min=0),
             attention_mask=_as_mask(model, _visible(layout)),
-            past_key_values=cache,
-            use_cache=True,
+            **past,
         ).last_hidden_state  # (batch, tokens, hidden)
     state = {
         "cache": cache,
@@ -189,18 +198,20 @@ def _pad_left(rows: list[Tensor]) -> Tensor:
     return padded
 
 
-def _fill(cache: DynamicCache, model: Any, layout: _Layout) -> None:
-    """Append the memories of a layout to a cache, rotated to their places."""
+def _rotated_slots(model: Any, layout: _Layout) -> list[tuple[Tensor, Tensor]]:
+    """Keys, rotated to their places, and values of all slots: one pair for each layer, none without slots."""
     if not layout.slot_index.shape[1]:
-        return
+        return []
     cos, sin = model_cos_sin(model, layout.slot_positions.clamp(min=0))
+    slots = []
     for number, layer in enumerate(decoder_of(model).layers):
         device = next(layer.parameters()).device
         keys, values = (
             _gather([tensors[number].to(device, model.dtype) for tensors in both], layout.slot_index.to(device))
             for both in zip(*((memory.keys, memory.values) for memory in layout.memories), strict=True)
         )
-        cache.update(rotate(keys, cos.to(device), sin.to(device)), values, number)
+        slots.append((rotate(keys, cos, sin), values))
+    return slots
 
 
 def _gather(tensors: list[Tensor], index: Tensor) -> Tensor:
@@ -260,7 +271,9 @@ def _read_pieces(model: Any, prompt: list[Tensor | GistMemory], device: torch.de
     for piece in prompt:
         layout = _lay_out([[piece]], device)
         if isinstance(piece, GistMemory):
-            _fill(cache, model, replace(layout, slot_positions=layout.slot_positions + start))
+            moved = replace(layout, slot_positions=layout.slot_positions + start)
+            for number, (keys, values) in enumerate(_rotated_slots(model, moved)):
+                cache.update(keys, values, number)
         elif len(piece):
             positions = layout.positions + start
             out = decoder_of(model)(input_ids=layout.ids, position_ids=positions, past_key_values=cache, use_cache=True)
