@@ -1,0 +1,126 @@
+"""What a place for bytes must do, and which places there are.
+
+Is        the protocol of byte stores, the names under which things are kept, and the registry by URL scheme.
+Flow      errors -> [base] -> memory_bytes, disk -> store. Imports no torch.
+Change    a new kind of store is one file with the protocol and one line in SCHEMES.
+Not here  what the bytes mean -> codec.py, source.py.
+Holds     a key is read as it was written, or as missing; never in part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+from ultragist_rag.errors import InputError, StoreError
+from ultragist_rag.store.keys import SecretSource
+
+__all__ = ["GIST", "SCHEMES", "SOURCE", "ByteStore", "Usage", "check_fit", "is_key", "open_bytes"]
+
+GIST = ".gist"
+"""Ending of a key that holds a memory; these are evicted first."""
+
+SOURCE = ".source"
+"""Ending of a key that holds a source record; evicted only when no memory is left to evict."""
+
+SCHEMES: dict[str, str] = {
+    "memory": "ultragist_rag.store.memory_bytes:open_memory",
+    "file": "ultragist_rag.store.disk:DiskBytes",
+}
+"""What opens each URL scheme, called with what follows `://` and the bound; a path without a scheme is a file."""
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
+_KEY = re.compile(r"[a-z0-9_][a-z0-9._-]{0,99}/[a-z2-7]{26}\.(gist|source)")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full a byte store is.
+
+    Attributes:
+        n_bytes: Bytes of everything it holds, all namespaces.
+        max_bytes: The bound; None for none.
+        n_evicted: Keys this object has evicted since it was opened.
+    """
+
+    n_bytes: int
+    max_bytes: int | None
+    n_evicted: int
+
+
+@runtime_checkable
+class ByteStore(Protocol):
+    """Keeps bytes under keys of the form `folder/id.gist` and `folder/id.source`.
+
+    Every method may be called from several threads. All raise StoreError if the place itself fails.
+    """
+
+    secret_source: ClassVar[SecretSource]
+    """Where the secret comes from if the caller gives none."""
+
+    def get(self, key: str) -> bytes | None:
+        """Return the bytes under a key and mark it as used now; None if there is none."""
+
+    def put(self, items: Mapping[str, bytes]) -> None:
+        """Store all items or none, in order, and evict what was not used for longest; never one item for another."""
+
+    def delete(self, keys: tuple[str, ...]) -> int:
+        """Remove keys; return how many there were."""
+
+    def contains(self, key: str) -> bool:
+        """Say whether something is stored under a key; this is no use of it."""
+
+    def entries(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Yield key and size of everything in a folder, in any order."""
+
+    def usage(self) -> Usage:
+        """Return how full the place is."""
+
+
+def is_key(key: str) -> bool:
+    """Say whether a key has the one form there is: nothing else ever reaches a file system."""
+    return _KEY.fullmatch(key) is not None
+
+
+def check_fit(n_bytes: int, max_bytes: int | None) -> None:
+    """Refuse what would not fit even into an empty store.
+
+    Raises:
+        StoreError: If `n_bytes` is more than `max_bytes`.
+    """
+    if max_bytes is not None and n_bytes > max_bytes:
+        raise StoreError(
+            f"a memory and its source record take {n_bytes} bytes, but max_bytes is {max_bytes}: nothing was stored. "
+            "Raise max_bytes, or compress at a higher ratio."
+        )
+
+
+def open_bytes(url: str | os.PathLike[str], max_bytes: int | None = None) -> ByteStore:
+    """Open the byte store of a URL.
+
+    Args:
+        url: A folder, or `scheme://location` with a scheme of SCHEMES.
+        max_bytes: Bound on everything in it, all namespaces together; None for none.
+
+    Returns:
+        The byte store.
+
+    Raises:
+        InputError: If the scheme is unknown or the bound is not a positive number.
+        StoreError: If the place cannot be used.
+    """
+    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
+        raise InputError(f"max_bytes is {max_bytes!r}, but must be a number of bytes above 0, or None for no bound.")
+    found = _SCHEME.fullmatch(url) if isinstance(url, str) else None
+    scheme, location = found.groups() if found else ("file", str(Path(url).expanduser()) if url else "")
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in sorted(SCHEMES))
+        raise InputError(f"no store for {scheme}://: use a folder, or one of {known}.")
+    module, name = SCHEMES[scheme].split(":")
+    opened: ByteStore = getattr(import_module(module), name)(location, max_bytes)
+    return opened

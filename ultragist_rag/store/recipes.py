@@ -1,0 +1,146 @@
+"""What an engine does to a text, as far as an id depends on it.
+
+Is        recipes of memories and of engines, which agree where the memory is the engine's; making a memory again.
+Flow      memory, refs, source -> [recipes] -> store.
+Change    what a store needs of an engine (`Compressor`).
+Not here  how ids are computed from recipes -> refs.py.
+Holds     `recipe_of(engine.compress(text, ratio=r)) == recipe_for(engine, r)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from ultragist_rag.config import GistConfig
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.store.codec import Expected, check_match
+from ultragist_rag.store.refs import Recipe
+from ultragist_rag.store.source import SourceRecord
+
+__all__ = ["Compressor", "can_repeat", "check_recipe", "expected_by", "recipe_for", "recipe_of", "repeat"]
+
+
+@runtime_checkable
+class Compressor(Protocol):
+    """What a store uses of an engine."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model with its gist projections."""
+
+    @property
+    def config(self) -> GistConfig:
+        """Settings of the compression."""
+
+    @property
+    def model(self) -> Any:
+        """The model; its `dtype` is that of the memories."""
+
+    def compress(self, texts: Sequence[str], *, ratio: int, joint: bool) -> list[GistMemory]:
+        """Condense texts into memories, one each."""
+
+
+def recipe_for(engine: Compressor, ratio: int | None = None, joint: bool = False) -> Recipe:
+    """Return the recipe of what an engine would make of a text.
+
+    Args:
+        engine: The engine.
+        ratio: Raw tokens per gist token; None for the ratio of its config.
+        joint: Whether the memory would be a stream of its own.
+
+    Returns:
+        The recipe.
+    """
+    return Recipe(
+        model=engine.fingerprint,
+        tokenizer=_tokenizer(engine),
+        config=engine.config.to_dict(),
+        ratios=(engine.config.ratio if ratio is None else ratio,),
+        mode="joint" if joint else "independent",
+        dtype=_name(engine.model.dtype),
+    )
+
+
+def recipe_of(memory: GistMemory, ratio: int | None = None) -> Recipe:
+    """Return the recipe of a memory.
+
+    Args:
+        memory: The memory.
+        ratio: The ratio it was asked for; None to read it from its segments.
+
+    Returns:
+        The recipe. Its ratio plan is one number where all gists have the same ratio.
+    """
+    plan = [segment.ratio for segment in memory.segments if segment.kind == "gist" and segment.ratio is not None]
+    if ratio is not None or len(set(plan)) < 2:
+        plan = [ratio if ratio is not None else next(iter(plan), memory.config.ratio)]
+    return Recipe(
+        model=memory.fingerprint,
+        tokenizer=_tokenizer(memory),
+        config=memory.config.to_dict(),
+        ratios=tuple(plan),
+        mode=("joint" if memory.joint else "independent") + ("+raw" if memory.n_raw_tail else ""),
+        dtype=_name(memory.dtype),
+    )
+
+
+def expected_by(engine: Compressor | None, name: str) -> Expected:
+    """Return what the file of a memory must belong to, for this engine to read it."""
+    if engine is None:
+        return Expected(name=name)
+    return Expected(name=name, model=engine.fingerprint, tokenizer=_tokenizer(engine), config=engine.config)
+
+
+def can_repeat(recipe: Recipe) -> bool:
+    """Say whether `repeat` can make the memory of a recipe again: one ratio, nothing kept raw."""
+    return len(recipe.ratios) == 1 and recipe.mode in ("independent", "joint") and not recipe.verbatim
+
+
+def check_recipe(recipe: Recipe, engine: Compressor) -> None:
+    """Refuse to make a memory again with another engine than the first time.
+
+    Args:
+        recipe: How it was made.
+        engine: What is there now.
+
+    Raises:
+        MemoryMismatchError: If model, tokenizer or settings differ.
+    """
+    manifest: Mapping[str, Any] = recipe.to_dict()
+    check_match(dict(manifest), expected_by(engine, ""))
+
+
+def repeat(engine: Compressor, records: Sequence[SourceRecord]) -> list[GistMemory]:
+    """Make memories again from their source records, one batch for each recipe.
+
+    Args:
+        engine: The engine that made them the first time.
+        records: Source records whose recipes `can_repeat`.
+
+    Returns:
+        Sealed memories, in order.
+
+    Raises:
+        MemoryMismatchError: If a memory was made with another model, tokenizer or config.
+    """
+    batches: dict[tuple[int, str, str], list[int]] = {}
+    for index, record in enumerate(records):
+        check_recipe(record.recipe, engine)
+        batches.setdefault((record.recipe.ratios[0], record.recipe.mode, record.recipe.dtype), []).append(index)
+    made: dict[int, GistMemory] = {}
+    for (ratio, mode, dtype), rows in batches.items():
+        memories = engine.compress([records[row].text for row in rows], ratio=ratio, joint=mode == "joint")
+        for row, memory in zip(rows, memories, strict=True):
+            made[row] = memory.seal().to(getattr(torch, dtype))
+    return [made[row] for row in range(len(records))]
+
+
+def _tokenizer(thing: Any) -> str:
+    return str(getattr(thing, "tokenizer_fingerprint", ""))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,332 @@
+"""GistStore: compress once, keep, find again by a marker or by the text.
+
+Is        the front of a byte store for one namespace: what goes in and out are memories, markers and source records.
+Flow      shelf, recipes -> [store] -> engine, integrations.
+Change    what a caller can ask of a store.
+Not here  bytes on disk -> disk.py; the file of a memory -> codec.py; ids -> refs.py; secrets -> keys.py.
+Holds     what is returned is what was stored; unknown, foreign and evicted ids cannot be told apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from ultragist_rag.errors import GistNotFoundError, InputError
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.store import codec, refs
+from ultragist_rag.store.base import GIST, open_bytes
+from ultragist_rag.store.keys import find_secret
+from ultragist_rag.store.recipes import Compressor, can_repeat, expected_by, recipe_for, recipe_of, repeat
+from ultragist_rag.store.reports import StoreProgress, StoreStats
+from ultragist_rag.store.shelf import Shelf
+from ultragist_rag.store.source import SourceRecord
+
+__all__ = ["GistStore"]
+
+BATCH = 16
+"""Texts that `get_or_compress` hands to the engine at once."""
+
+_log = logging.getLogger(__name__)
+
+
+class GistStore:
+    """Memories and their source records, of one namespace. Threads and processes may share a store."""
+
+    def __init__(self, shelf: Shelf, *, keep_source: bool = True) -> None:
+        self.keep_source = keep_source
+        self._shelf = shelf
+        self._n_hits = self._n_misses = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        namespace: str = "default",
+        secret: str | bytes | None = None,
+        max_bytes: int | None = None,
+        *,
+        keep_source: bool = True,
+    ) -> GistStore:
+        """Open a store.
+
+        Args:
+            url: A folder, `memory://` (this process, a new one each time) or `memory://name` (one for that name).
+            namespace: Name of the tenant; its memories cannot be found from any other namespace.
+            secret: What ids are signed with. None takes the environment variable ULTRAGIST_SECRET; else a secret of
+                this process for `memory://` and a key file in the user's config folder for a folder.
+            max_bytes: Bound on the bytes of all namespaces together; what was not used for longest goes first.
+            keep_source: Whether texts are kept beside their memories, so that these can be made again.
+
+        Returns:
+            The store.
+
+        Raises:
+            InputError: If an argument does not fit.
+            StoreError: If the place cannot be used, or there is no secret.
+
+        Example:
+            >>> store = GistStore.open("memory://", namespace="acme")
+            >>> len(store), store.resolve(None, "a prompt without markers")
+            (0, ['a prompt without markers'])
+        """
+        if not isinstance(namespace, str) or not namespace:
+            raise InputError(f"namespace is {namespace!r}, but must be a name.")
+        place = open_bytes(url, max_bytes)
+        return cls(Shelf(place, namespace, find_secret(secret, place.secret_source)), keep_source=keep_source)
+
+    def put(
+        self,
+        memory: GistMemory,
+        text: str | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        ratio: int | None = None,
+        keep_source: bool | None = None,
+    ) -> str:
+        """Store a memory.
+
+        Args:
+            memory: The memory, as it is: one that is not sealed can go on after it is read.
+            text: What it was made from; with it, `find` finds it and it can be made again. None for a memory of tokens.
+            metadata: JSON values to keep beside the text.
+            ratio: The ratio that was asked for, if its segments do not tell.
+            keep_source: Whether to keep text and metadata; None for the store's own setting.
+
+        Returns:
+            The marker that stands for the memory in texts. The same memory of the same text always gets the same one.
+
+        Raises:
+            InputError: If the metadata cannot be stored as JSON.
+            StoreError: If it does not fit, or the place cannot be written.
+        """
+        recipe = recipe_of(memory, ratio)
+        if text is None:
+            recipe = replace(recipe, mode=f"{recipe.mode}+tokens")
+        name = self._shelf.identify(recipe, hashlib.sha256(codec.encode(memory)).hexdigest() if text is None else text)
+        keep = text is not None and (self.keep_source if keep_source is None else keep_source)
+        record = SourceRecord(name=name, text=text or "", recipe=recipe, metadata=metadata or {})
+        self._shelf.save(memory, record, keep)
+        return refs.to_marker(name)
+
+    def get(self, marker: str, engine: Compressor | None = None) -> GistMemory:
+        """Read a memory.
+
+        Args:
+            marker: A marker or id.
+            engine: The engine that is going to read it. With one, the memory is checked to be of its model, tokenizer
+                and config, and an evicted memory is made again from its source record.
+
+        Returns:
+            The memory, on the CPU.
+
+        Raises:
+            GistNotFoundError: If there is none of this namespace, for whatever reason.
+            MemoryMismatchError: If it is of another model, tokenizer or config than the engine.
+            CorruptGistError: If its file is damaged.
+        """
+        name = self._parse(marker)
+        return self._load([name], engine)[name]
+
+    def source(self, marker: str) -> SourceRecord:
+        """Read the source record of a memory: text, recipe, metadata.
+
+        Args:
+            marker: A marker or id.
+
+        Returns:
+            The record; it may be there when the memory itself is evicted.
+
+        Raises:
+            GistNotFoundError: If there is none of this namespace, for whatever reason.
+            CorruptGistError: If its file is damaged.
+        """
+        name = self._parse(marker)
+        return self._shelf.source(name) or self._refuse(name)
+
+    def delete(self, marker: str) -> bool:
+        """Remove a memory and its source record; say whether there was anything."""
+        name = refs.parse(marker)
+        return name is not None and self._shelf.delete(name)
+
+    def find(self, text: str, engine: Compressor, ratio: int | None = None, *, joint: bool = False) -> str | None:
+        """Say whether what an engine would make of a text is stored already.
+
+        Args:
+            text: The document.
+            engine: The engine.
+            ratio: Raw tokens per gist token; None for the ratio of its config.
+            joint: Whether the memory is a stream of its own.
+
+        Returns:
+            The marker, or None if there is no such memory.
+        """
+        name = self._shelf.identify(recipe_for(engine, ratio, joint), text)
+        found = self._shelf.has(name)
+        self._count(hits=int(found), misses=int(not found))
+        return refs.to_marker(name) if found else None
+
+    def get_or_compress(
+        self,
+        engine: Compressor,
+        texts: Sequence[str],
+        *,
+        ratio: int | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        progress: Callable[[StoreProgress], object] | None = None,
+    ) -> list[str]:
+        """Return the markers of texts, compressing what is not stored yet.
+
+        Args:
+            engine: Compresses what is missing, many texts at once.
+            texts: Documents.
+            ratio: Raw tokens per gist token; None for the ratio of its config.
+            metadata: JSON values to keep beside each text.
+            progress: Called after the look-up, and after each batch.
+
+        Returns:
+            One marker per text, in order.
+
+        Raises:
+            InputError: If `texts` is not a list of texts, or `metadata` not as long.
+            StoreError: If a memory does not fit, or the place cannot be written.
+        """
+        _check_texts(texts, metadata)
+        recipe = recipe_for(engine, ratio)
+        notes = metadata or [{}] * len(texts)
+        records = [
+            SourceRecord(name=self._shelf.identify(recipe, text), text=text, recipe=recipe, metadata=note)
+            for text, note in zip(texts, notes, strict=True)
+        ]
+        unique = {record.name: record for record in records}
+        missing = [record for name, record in unique.items() if not self._shelf.has(name)]
+        missing.sort(key=lambda record: len(record.text))  # texts of one length waste nothing in a batch
+        n_hits = len(unique) - len(missing)
+        self._count(hits=n_hits, misses=len(missing))
+        report = progress or (lambda _: None)
+        report(StoreProgress(len(unique), n_hits, 0))
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            for record, memory in zip(batch, repeat(engine, batch), strict=True):
+                self._shelf.save(memory, record, self.keep_source)
+            report(StoreProgress(len(unique), n_hits, start + len(batch)))
+        _log.info("%d of %d texts were stored already, %d compressed", n_hits, len(unique), len(missing))
+        return [refs.to_marker(record.name) for record in records]
+
+    def resolve(self, engine: Compressor | None, text: str) -> list[str | GistMemory]:
+        """Cut a prompt at its markers and put the memories in their places.
+
+        Args:
+            engine: As for `get`; with one, all memories that were evicted are made again in one batch.
+            text: The prompt. Whatever in it is not to be trusted must have gone through `neutralise`.
+
+        Returns:
+            Texts and memories in reading order: the pieces that `generate` takes.
+
+        Raises:
+            GistNotFoundError: If a marker is not of this namespace, for whatever reason.
+            MemoryMismatchError: If a memory is of another model, tokenizer or config than the engine.
+            CorruptGistError: If a file is damaged.
+        """
+        parts = refs.split(text)
+        memories = self._load({part.name: None for part in parts if isinstance(part, refs.Ref)}, engine)
+        return [part if isinstance(part, str) else memories[part.name] for part in parts]
+
+    def expand_markers(self, text: str) -> str:
+        """Put the original texts in the places of their markers, for readers that cannot use memories.
+
+        Args:
+            text: A prompt.
+
+        Returns:
+            The prompt without markers; a look-alike inside a document is neutralised.
+
+        Raises:
+            GistNotFoundError: If there is no source record of this namespace, for whatever reason.
+            CorruptGistError: If a file is damaged.
+        """
+        parts = (part if isinstance(part, str) else self.source(part.name).text for part in refs.split(text))
+        return refs.neutralise("".join(parts))
+
+    def stats(self) -> StoreStats:
+        """Count what is there."""
+        sizes = list(self._shelf.place.entries(self._shelf.folder))
+        usage = self._shelf.place.usage()
+        n_memories = sum(key.endswith(GIST) for key, _ in sizes)
+        return StoreStats(
+            n_memories=n_memories,
+            n_sources=len(sizes) - n_memories,
+            n_bytes=sum(size for _, size in sizes),
+            n_total_bytes=usage.n_bytes,
+            max_bytes=usage.max_bytes,
+            n_hits=self._n_hits,
+            n_misses=self._n_misses,
+            n_evicted=usage.n_evicted,
+        )
+
+    def __contains__(self, marker: object) -> bool:
+        """Say whether the memory of a marker or id is here."""
+        name = refs.parse(marker) if isinstance(marker, str) else None
+        return name is not None and self._shelf.has(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the markers of all memories of this namespace."""
+        yield from map(refs.to_marker, self._shelf.names())
+
+    def __len__(self) -> int:
+        """Number of memories of this namespace."""
+        return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        """A store is a store, also when it is empty."""
+        return True
+
+    def _parse(self, marker: str) -> str:
+        return refs.parse(marker) or self._refuse("something that is no marker")
+
+    def _load(self, names: Iterable[str], engine: Compressor | None) -> dict[str, GistMemory]:
+        """Read memories; make those again that are gone, given an engine to do it and a source record for each."""
+        memories: dict[str, GistMemory] = {}
+        missing: list[SourceRecord] = []
+        for name in names:
+            memory = self._shelf.memory(name, expected_by(engine, name))
+            if memory is not None:
+                memories[name] = memory
+                continue
+            record = self._shelf.source(name) if engine is not None else None
+            if record is None or not can_repeat(record.recipe):
+                self._refuse(name)
+            missing.append(record)
+        self._count(hits=len(memories), misses=len(missing))
+        if engine is not None and missing:
+            _log.info("%d evicted memories are made again", len(missing))
+            for record, memory in zip(missing, repeat(engine, missing), strict=True):
+                self._shelf.save(memory, record, keep_source=True)
+                memories[record.name] = memory
+        return memories
+
+    def _refuse(self, name: str) -> NoReturn:
+        self._count(misses=1)
+        _log.warning("no memory for %s in namespace %s", name, self._shelf.namespace)
+        raise GistNotFoundError(
+            f"there is no memory for {name} in this namespace: it was never stored here, was deleted, or had to make "
+            "room. Compress the document again, or pass the engine so that it is made again from its source record."
+        )
+
+    def _count(self, hits: int = 0, misses: int = 0) -> None:
+        with self._lock:
+            self._n_hits += hits
+            self._n_misses += misses
+
+
+def _check_texts(texts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InputError("texts must be a list of texts: put a single one into a list.")
+    if metadata is not None and len(metadata) != len(texts):
+        raise InputError(f"{len(metadata)} metadata for {len(texts)} texts: give one each.")
