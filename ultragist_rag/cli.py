@@ -1,0 +1,187 @@
+"""The command line: `ultragist-rag index`, `ask`, `demo`, `train`.
+
+Is        a typer app; each command calls one function and prints what it returns, as a table or, with --json, as JSON.
+Flow      pipeline, training -> [cli]. Importing it imports neither torch nor a framework: the commands do.
+Change    commands and their options.
+Not here  what is done -> pipeline.py, training; how it looks -> console.py.
+Holds     wrong input ends with one line on stderr and exit code 2; answers go to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from ultragist_rag import __version__
+from ultragist_rag.errors import InputError, UltraGistError
+
+app = typer.Typer(
+    name="ultragist-rag",
+    help="Compress documents once into gist memories, answer from them many times.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+HOME = Path(".ultragist")
+DEMO_FOLDER = Path("examples/corpus")
+DEMO_QUESTIONS = Path("examples/questions.txt")
+DEMO_HOME = Path(".ultragist-demo")
+
+P = ParamSpec("P")
+Folder = Annotated[Path, typer.Argument(help="Folder with .txt and .md files.")]
+Into = Annotated[Path, typer.Option("--into", help="Where index and memories go.")]
+Model = Annotated[str, typer.Option("--model", help="'bundled', a folder or a hub id.")]
+Ratio = Annotated[str, typer.Option("--ratio", help="Raw tokens per gist token; 'auto' takes the model's own.")]
+Embeddings = Annotated[str, typer.Option("--embeddings", help="'hashing' or 'sentence-transformers:NAME'.")]
+Passages = Annotated[int, typer.Option("--passages", "-k", help="Passages to read for each question.")]
+Tokens = Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")]
+Compare = Annotated[bool, typer.Option("--compare/--no-compare", help="Ask with full text too, and time both.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except UltraGistError as error:
+            _fail(str(error))
+        except ModuleNotFoundError as error:
+            _fail(f"{error.name} is not installed. Run: pip install 'ultragist-rag[langchain,retrieval]'")
+        except OSError as error:
+            _fail(str(error))
+
+    return run
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(2)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ultragist-rag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_one_line_errors
+def index(
+    folder: Folder = Path(),
+    into: Into = HOME,
+    model: Model = "bundled",
+    ratio: Ratio = "auto",
+    embeddings: Embeddings = "hashing",
+    as_json: AsJson = False,
+) -> None:
+    """Cut the texts of a folder into passages, embed them, and compress each once."""
+    from ultragist_rag.console import print_json, print_report, progress_bar
+    from ultragist_rag.pipeline import IndexSettings, index_folder
+
+    settings = IndexSettings(model, _parse_ratio(ratio), embeddings)
+    with progress_bar() as progress:
+        _, report = index_folder(folder, into, settings, progress)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report)
+
+
+@app.command()
+@_one_line_errors
+def ask(  # noqa: PLR0913 - one parameter per option
+    questions: Annotated[list[str], typer.Argument(help="One question or several.")],
+    home: Annotated[Path, typer.Option("--from", help="Where index and memories are.")] = HOME,
+    model: Annotated[str | None, typer.Option("--model", help="Model, if not the one of the index.")] = None,
+    passages: Passages = 4,
+    max_tokens: Tokens = 32,
+    compare: Compare = True,
+    as_json: AsJson = False,
+) -> None:
+    """Answer questions from the memories of an indexed folder."""
+    from ultragist_rag.console import print_answers, print_json
+    from ultragist_rag.pipeline import open_collection
+
+    answers = open_collection(home, model).ask(questions, k=passages, max_tokens=max_tokens, compare=compare)
+    if as_json:
+        print_json(answers)
+    else:
+        print_answers(answers)
+
+
+@app.command()
+@_one_line_errors
+def demo(
+    folder: Folder = DEMO_FOLDER,
+    questions: Annotated[Path, typer.Option("--questions", help="File with one question per line.")] = DEMO_QUESTIONS,
+    into: Into = DEMO_HOME,
+    model: Model = "bundled",
+    ratio: Ratio = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Index the example corpus with the bundled model and answer a handful of questions."""
+    from ultragist_rag.console import print_answers, print_json, print_report, progress_bar
+    from ultragist_rag.pipeline import IndexSettings, index_folder
+
+    asked = _read_questions(questions)
+    with progress_bar() as progress:
+        collection, report = index_folder(folder, into, IndexSettings(model, _parse_ratio(ratio)), progress)
+    if not as_json:
+        print_report(report)
+    answers = collection.ask(asked)
+    if as_json:
+        print_json({"index": report, "answers": answers})
+    else:
+        print_answers(answers)
+
+
+@app.command()
+@_one_line_errors
+def train(
+    config: Annotated[Path, typer.Option("--config", help="YAML file; see docs/cli.md.")],
+) -> None:
+    """Train gist parameters, and the base model if the file says so."""
+    from ultragist_rag.training import run
+
+    run(config)
+
+
+def _parse_ratio(ratio: str) -> int | None:
+    if ratio == "auto":
+        return None
+    if not ratio.isascii() or not ratio.isdigit() or int(ratio) < 1:
+        raise InputError(f"ratio {ratio!r} is unknown: give a whole number of raw tokens per gist token, or 'auto'.")
+    return int(ratio)
+
+
+def _read_questions(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError(f"file {str(path)!r} with questions does not exist. Name one: --questions FILE")
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"file {str(path)!r} with questions is not UTF-8 text. Convert it.") from error
+    questions = [line.strip() for line in lines if line.strip()]
+    if not questions:
+        raise InputError(f"file {str(path)!r} holds no question. Put one on each line.")
+    return questions

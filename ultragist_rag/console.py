@@ -1,0 +1,94 @@
+"""What the command line shows: a progress bar, a table of answers, JSON.
+
+Is        printing of what pipeline.py returns; rich for people, JSON for machines.
+Flow      pipeline -> [console] -> cli.
+Change    wording, columns.
+Holds     results go to stdout, progress to stderr; JSON holds every field of what is printed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from ultragist_rag.pipeline import Answer, IndexReport
+from ultragist_rag.store import StoreProgress
+
+__all__ = ["print_answers", "print_json", "print_report", "progress_bar"]
+
+_WIDTH_IN_FILES = 140
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[StoreProgress], None]]:
+    """Show a bar on stderr while a store compresses; yields what it is to be told."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Compressing", total=None)
+
+        def show(report: StoreProgress) -> None:
+            bar.update(task, completed=report.n_compressed, total=report.n_texts - report.n_hits)
+
+        yield show
+
+
+def print_json(value: Any) -> None:
+    """Print a record, a list or a dictionary of records as JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def print_report(report: IndexReport) -> None:
+    """Say what indexing did."""
+    share = report.document_tokens / max(report.memory_slots, 1)
+    typer.echo(
+        f"{report.files} files, {report.passages} passages: {report.document_tokens} tokens in {report.memory_slots} "
+        f"memory slots ({share:.1f} to 1 at ratio {report.ratio}), kept in {report.into}"
+    )
+    if report.compressed:
+        typer.echo(f"{report.compressed} memories made in {report.seconds:.1f} s, {report.reused} found and reused")
+    else:
+        typer.echo(f"all {report.reused} memories were stored by an earlier run and are reused: nothing to compress")
+
+
+def print_answers(answers: Sequence[Answer]) -> None:
+    """Print a table, one row per answer."""
+    compared = answers[0].full_text_answer is not None
+    table = Table(show_lines=True)
+    for column in ("question", "answer from memories", "source", "tokens > slots", "first token"):
+        table.add_column(column)
+    if compared:
+        table.add_column("answer from full text")
+        table.add_column("first token")
+    for answer in answers:
+        cells = [
+            answer.question,
+            answer.answer,
+            "\n".join(answer.sources),
+            f"{answer.document_tokens} > {answer.memory_slots}",
+            _milliseconds(answer.first_token_seconds),
+        ]
+        if compared:
+            cells += [answer.full_text_answer or "", _milliseconds(answer.full_text_first_token_seconds or 0.0)]
+        table.add_row(*map(Text, cells))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH_IN_FILES)
+    console.print(table)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms"
