@@ -1,0 +1,234 @@
+"""Ask: decode answers to prompts of texts, ids and memories, with the stock generate of transformers.
+
+Is        the filled cache of `prompt_forward` handed to `model.generate`, and what comes back cut into answers.
+Flow      prompt, pieces, decoding -> [generate] -> engine.
+Change    what an answer says about itself, how generate is called.
+Not here  settings and stopping -> decoding.py; token by token -> stream.py; compressing on -> progressive.py.
+Holds     a prompt in a batch gets the answer that it gets alone, and memories are the same afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ultragist_rag.errors import InputError
+from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processors, row_seeds
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
+from ultragist_rag.memory.progressive import decode_progressively
+from ultragist_rag.memory.prompt import count_prompt, prompt_forward
+from ultragist_rag.memory.text import TextCodec
+
+__all__ = ["Answer", "answer", "askable", "decode", "generate"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """One answer to one prompt.
+
+    Attributes:
+        text: What was said, without end token and stop text; empty if the engine has no tokenizer.
+        ids: Its token ids, shape (tokens,), the end token included.
+        finish: Why it ended: `end` (end token), `stop` (stop text), `length` or `cancelled`.
+        n_slots: Memory slots of the prompt.
+        n_prompt_tokens: Tokens of the prompt.
+    """
+
+    text: str
+    ids: Tensor
+    finish: Literal["end", "stop", "length", "cancelled"]
+    n_slots: int
+    n_prompt_tokens: int
+
+
+def generate(
+    engine: Engine, pieces: Any, *, progressive: bool = False, return_ids: bool = False, **settings: Any
+) -> Any:
+    """Answer prompts.
+
+    Source: prompt assembly is ours, decoding is transformers'; `progressive` is UltraGist, arXiv 2405.16635, section 3.
+
+    Args:
+        engine: The engine.
+        pieces: One prompt: text, ids of shape (1, tokens) and memories in any order, in a list. Or a list of prompts.
+        progressive: Go on compressing while reading and decoding, as the authors do; for texts longer than the model.
+        return_ids: Give token ids instead of text; always so without a tokenizer.
+        settings: Of `Decoding`, such as max_new_tokens, do_sample, temperature, num_beams, stop and seed.
+
+    Returns:
+        For one prompt its answer: a text, or ids of shape (1, tokens); a list of them if num_return_sequences > 1.
+        For a list of prompts a list of these.
+
+    Raises:
+        InputError: If a piece or a setting does not fit, or a prompt does not end in text.
+        MemoryMismatchError: If a memory was made otherwise than this engine does.
+        ContextOverflowError: If slots, tokens and new tokens of a prompt exceed the positions of the model.
+    """
+    batch, is_single = as_batch(pieces)
+    answers = answer(engine, batch, Decoding.of(settings), progressive=progressive)
+    as_ids = return_ids or engine.tokenizer is None
+    given: list[Any] = [[one.ids[None] if as_ids else one.text for one in several] for several in answers]
+    given = [several[0] if settings.get("num_return_sequences", 1) == 1 else several for several in given]
+    return given[0] if is_single else given
+
+
+def answer(
+    engine: Engine, batch: Sequence[Sequence[Any]], decoding: Decoding, *, progressive: bool = False
+) -> list[list[Answer]]:
+    """Answer prompts, with what is worth knowing about each answer.
+
+    Args:
+        engine: The engine.
+        batch: Prompts of texts, ids and memories.
+        decoding: How to decode.
+        progressive: Go on compressing while reading and decoding.
+
+    Returns:
+        For each prompt `num_return_sequences` answers.
+    """
+    prompts = askable(engine, batch, decoding, progressive=progressive)
+    decoder = decode_progressively if progressive else decode
+    rows = iter(decoder(engine, prompts, decoding))
+    return [
+        [_answer(engine, prompt, next(rows), decoding) for _ in range(decoding.num_return_sequences)]
+        for prompt in prompts
+    ]
+
+
+def askable(
+    engine: Engine, batch: Sequence[Sequence[Any]], decoding: Decoding, *, progressive: bool = False
+) -> list[list[Tensor | GistMemory]]:
+    """Turn pieces into prompts that can be asked: they end in text and leave room for an answer.
+
+    Args:
+        engine: The engine.
+        batch: Prompts of texts, ids and memories.
+        decoding: How long the answer may be.
+        progressive: Whether the text is compressed on the way, so that it need not fit.
+
+    Returns:
+        Prompts of ids and memories.
+
+    Raises:
+        InputError: If a prompt is empty or ends in a memory.
+    """
+    prompts = [to_prompt(engine, pieces) for pieces in batch]
+    for prompt in prompts:
+        if not prompt or not isinstance(prompt[-1], Tensor):
+            raise InputError("a prompt is empty or ends in a memory: put text behind it, a question for example.")
+    if not progressive:
+        check_fit(prompts, decoding.max_new_tokens, engine.attachment.n_positions)
+    return prompts
+
+
+@torch.no_grad()
+def decode(
+    engine: Engine, prompts: Sequence[Sequence[Tensor | GistMemory]], decoding: Decoding, streamer: Any = None
+) -> list[Tensor]:
+    """Decode answers to prompts that can be asked; holds the lock of the model meanwhile.
+
+    Args:
+        engine: The engine.
+        prompts: Prompts of ids and memories that end in a token.
+        decoding: How to decode.
+        streamer: Given every new token, as transformers' streamers are; for one answer to one prompt.
+
+    Returns:
+        New token ids, shape (tokens,), of every answer; they may go on behind an end token.
+    """
+    model = engine.attachment.model
+    with engine.attachment.lock, _in_eval_mode(model):
+        if decoding.cancelled is not None and decoding.cancelled():  # while waiting for the lock
+            return [torch.empty(0, dtype=torch.long)] * (len(prompts) * decoding.num_return_sequences)
+        heads, tokens = zip(*map(_split_last, prompts), strict=True)
+        state = prompt_forward(engine.attachment, heads, wanted="none")
+        last = torch.stack(tokens).to(state.ids.device)  # (batch, 1)
+        # Slots need some id, since logits processors look at ids: one that stands in the prompt anyway.
+        ids = torch.cat((torch.where(state.ids < 0, last, state.ids), last), dim=1)
+        mask = torch.cat((state.filled, torch.ones_like(last, dtype=torch.bool)), dim=1).long()
+        positions = torch.tensor(state.lengths, device=ids.device)[:, None]
+        copies = decoding.rows if decoding.samples else 1
+        if decoding.rows > 1:
+            state.cache.batch_repeat_interleave(decoding.rows)
+        ends = end_tokens(model, engine.tokenizer, decoding)
+        output = model.generate(
+            ids.repeat_interleave(copies, dim=0),
+            attention_mask=mask.repeat_interleave(copies, dim=0),
+            position_ids=positions.repeat_interleave(copies, dim=0),
+            past_key_values=state.cache,
+            streamer=streamer,
+            **_generate_settings(model, decoding, ends),
+            logits_processor=logits_processors(decoding, row_seeds(decoding, len(prompts))),
+            stopping_criteria=decoding.criteria(engine.tokenizer, ids.shape[1]),
+        )
+    return list(output[:, ids.shape[1] :].cpu())
+
+
+def _split_last(prompt: Sequence[Tensor | GistMemory]) -> tuple[list[Tensor | GistMemory], Tensor]:
+    """Take the last token off a prompt: its forward is the first one of decoding."""
+    *pieces, ids = prompt
+    if not isinstance(ids, Tensor) or not len(ids):
+        raise InputError("a prompt ends in a memory: put text behind it, a question for example.")
+    return [*pieces, ids[:-1]], ids[-1:]
+
+
+def _generate_settings(model: Any, decoding: Decoding, ends: list[int]) -> dict[str, Any]:
+    mine = {
+        name: value for name, value in decoding.stock.items() if name not in ("logits_processor", "stopping_criteria")
+    }
+    padding = model.generation_config.pad_token_id
+    return {
+        # Draws are made by a logits processor of ours; what the checkpoint says about sampling has no say.
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+        "use_cache": True,
+        "pad_token_id": padding if padding is not None else ends[0] if ends else 0,
+        "max_new_tokens": decoding.max_new_tokens,
+        "num_beams": decoding.num_beams,
+        "num_return_sequences": 1 if decoding.samples else decoding.num_return_sequences,
+        **mine,
+        "eos_token_id": ends or None,
+    }
+
+
+@contextmanager
+def _in_eval_mode(model: Any) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _answer(engine: Engine, prompt: Sequence[Tensor | GistMemory], ids: Tensor, decoding: Decoding) -> Answer:
+    slots, tokens = count_prompt(prompt)
+    ends = torch.isin(
+        ids, torch.tensor(end_tokens(engine.attachment.model, engine.tokenizer, decoding), dtype=ids.dtype)
+    )
+    stop = int(ends.nonzero()[0]) if ends.any() else len(ids)
+    finish: Literal["end", "stop", "length", "cancelled"] = "end" if stop < len(ids) else "length"
+    said, ids = ids[:stop], ids[: stop + 1]
+    text = ""
+    if engine.tokenizer is not None:
+        codec = TextCodec.of(engine.tokenizer)
+        text = codec.decode(said)
+        cuts = [place for place in (text.find(stop) for stop in decoding.stop) if place >= 0]
+        if cuts:
+            text, finish = text[: min(cuts)], "stop"
+            while len(said) and len(codec.decode(said)) > len(text):
+                said = said[:-1]
+            ids = said
+    if finish == "length" and len(ids) < decoding.max_new_tokens:
+        finish = "cancelled"
+    return Answer(text, ids, finish, slots, tokens)

@@ -1,0 +1,242 @@
+"""Give an answer piece by piece while it is decoded.
+
+Is        `TextStream`, an iterator fed by a thread that decodes and holds the lock of the model.
+Flow      generate -> [stream] -> engine.
+Change    what is held back before it is shown, when decoding ends early.
+Not here  settings and stopping -> decoding.py; the calls of generate -> generate.py.
+Holds     the pieces of a stream, put together, are the text that `generate` gives.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ultragist_rag.errors import InputError, UltraGistError
+from ultragist_rag.memory.decoding import Decoding, end_tokens
+from ultragist_rag.memory.generate import askable, decode
+from ultragist_rag.memory.pieces import Engine, as_batch
+from ultragist_rag.memory.progressive import decode_progressively
+from ultragist_rag.memory.text import TextCodec
+
+__all__ = ["Detokenizer", "StopCutter", "TextStream", "stream"]
+
+
+def stream(
+    engine: Engine, pieces: Any, *, progressive: bool = False, return_ids: bool = False, **settings: Any
+) -> TextStream:
+    """Answer one prompt piece by piece. Nothing is decoded before the first piece is asked for.
+
+    Args:
+        engine: The engine.
+        pieces: One prompt: text, ids of shape (1, tokens) and memories in any order, in a list.
+        progressive: Go on compressing while reading and decoding.
+        return_ids: Give token ids, one at a time, instead of text; always so without a tokenizer.
+        settings: Of `Decoding`; no beams and one answer only.
+
+    Returns:
+        An iterator of texts (or ids), also a context manager; closing or dropping it ends decoding within one token.
+
+    Raises:
+        InputError: If a piece or a setting does not fit, the prompt does not end in text, or there are several prompts.
+        MemoryMismatchError: If a memory was made otherwise than this engine does.
+        ContextOverflowError: If slots, tokens and new tokens of the prompt exceed the positions of the model.
+    """
+    batch, is_single = as_batch(pieces)
+    decoding = Decoding.of(settings)
+    if not is_single or decoding.num_beams > 1 or decoding.num_return_sequences > 1:
+        raise InputError(
+            "a stream gives one answer to one prompt: use generate for batches, beams and several answers."
+        )
+    prompts = askable(engine, batch, decoding, progressive=progressive)
+    if decoding.stop and (return_ids or engine.tokenizer is None):
+        raise InputError("stop texts cut text, but this stream gives token ids: use eos_token_id, or ask for text.")
+    decoder = decode_progressively if progressive else decode
+
+    def work(feed: _Feed) -> None:
+        decoder(engine, prompts, replace(decoding, cancelled=feed.cancelled_or(decoding.cancelled)), feed)
+
+    ends = end_tokens(engine.attachment.model, engine.tokenizer, decoding)
+    codec = None if return_ids or engine.tokenizer is None else TextCodec.of(engine.tokenizer)
+    return TextStream(work, ends, codec, decoding.stop)
+
+
+class Detokenizer:
+    """Turns tokens into text as they come, and never gives part of a character."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        """Begin with no tokens."""
+        self._codec = codec
+        self._ids: list[int] = []  # the last tokens whose text is out, then those whose text is not
+        self._n_out = 0
+
+    def push(self, token: int) -> str:
+        """Take a token; return the text that is complete by now."""
+        self._ids.append(token)
+        return self._take(final=False)
+
+    def flush(self) -> str:
+        """Return what is left, even if it ends within a character."""
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        known, text = self._codec.decode(self._ids[: self._n_out]), self._codec.decode(self._ids)
+        if len(text) <= len(known) or (text.endswith("\ufffd") and not final):
+            return ""
+        # Decoding from a token that is out already keeps the space between words that tokenizers drop at the head.
+        self._ids, self._n_out = self._ids[self._n_out :], len(self._ids) - self._n_out
+        return text[len(known) :]
+
+
+class StopCutter:
+    """Cuts text before the first stop text, and holds back what may become one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        """Begin with no text."""
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Take text; return what can be shown."""
+        if self.stopped:
+            return ""
+        self._held += text
+        cuts = [place for place in map(self._held.find, self._stop) if place >= 0]
+        if cuts:
+            self.stopped = True
+            shown, self._held = self._held[: min(cuts)], ""
+            return shown
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def flush(self) -> str:
+        """Return what was held back."""
+        shown, self._held = self._held, ""
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of a text with which the stop text begins."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class _Feed:
+    """What the decoding thread and the stream share; holds no reference to the stream, so that it can be dropped."""
+
+    def __init__(self) -> None:
+        self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.closed = threading.Event()
+        self.reader: threading.Thread | None = None
+        self.is_lost = False  # decoding ended because the reading thread did
+        self._skips_prompt = True
+
+    def put(self, tokens: torch.Tensor) -> None:
+        """Take what transformers streams: first the prompt, then every new token."""
+        if self._skips_prompt:
+            self._skips_prompt = False
+            return
+        for token in tokens.flatten().tolist():
+            self.items.put(token)
+
+    def end(self) -> None:
+        """Do nothing: the end of the thread is the end."""
+
+    def cancelled_or(self, other: Callable[[], bool] | None) -> Callable[[], bool]:
+        """Make the question asked after every token: does anybody still read?"""
+        return lambda: self._is_abandoned() or (other is not None and other())
+
+    def _is_abandoned(self) -> bool:
+        if self.reader is not None and not self.reader.is_alive():
+            self.is_lost = True
+        return self.is_lost or self.closed.is_set()
+
+
+class TextStream(Iterator[Any]):
+    """An answer as it is decoded, by a thread of its own that holds the lock of the model.
+
+    The thread never waits for the reader, so a slow reader keeps nobody else from the model. It ends within one token
+    after the stream is closed or dropped, or the thread that read from it last has ended.
+    """
+
+    def __init__(
+        self, work: Callable[[_Feed], None], ends: Sequence[int], codec: TextCodec | None, stop: Sequence[str]
+    ) -> None:
+        """Prepare a stream; `stream` does."""
+        self._work, self._ends, self._codec = work, frozenset(ends), codec
+        self._feed = _Feed()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        self._detokenizer = Detokenizer(codec) if codec else None
+        self._cutter = StopCutter(stop)
+
+    def __next__(self) -> Any:
+        """Wait for the next piece of text, or token."""
+        while not self._ended:
+            piece = self._step()
+            if piece != "":
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """End decoding within one token; the stream is over."""
+        self._ended = True
+        self._feed.closed.set()
+
+    def __enter__(self) -> TextStream:
+        """Give the stream itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Nobody reads any more."""
+        self._feed.closed.set()
+
+    def _step(self) -> Any:
+        """Take one item from the thread; return what it adds, perhaps nothing."""
+        if self._feed.is_lost:
+            self.close()
+            raise UltraGistError("the thread that read this stream has ended, and decoding with it: ask again.")
+        self._feed.reader = threading.current_thread()
+        if self._thread is None:
+            self._thread = threading.Thread(target=_run, args=(self._work, self._feed), name="ultragist-stream")
+            self._thread.start()
+        item = self._feed.items.get()
+        if isinstance(item, BaseException):
+            self._ended = True
+            raise item
+        return self._show(item)
+
+    def _show(self, token: int | None) -> Any:
+        if self._detokenizer is None:
+            self._ended = token is None
+            return "" if token is None else token
+        if token is None:
+            self._ended = True
+            return self._cutter.push(self._detokenizer.flush()) + self._cutter.flush()
+        shown = "" if token in self._ends else self._cutter.push(self._detokenizer.push(token))
+        if self._cutter.stopped:
+            self.close()
+        return shown
+
+
+def _run(work: Callable[[_Feed], None], feed: _Feed) -> None:
+    """Decode in a thread; hand an error to the reader, and in any case an end."""
+    try:
+        work(feed)
+    except BaseException as error:
+        feed.items.put(error)
+    finally:
+        feed.items.put(None)
