@@ -81,6 +81,11 @@ class GistStore:
         place = open_bytes(url, max_bytes)
         return cls(Shelf(place, namespace, find_secret(secret, place.secret_source)), keep_source=keep_source)
 
+    @property
+    def namespace(self) -> str:
+        """Name of the tenant."""
+        return self._shelf.namespace
+
     def put(
         self,
         memory: GistMemory,
