@@ -44,10 +44,13 @@ class Embeddings(Protocol):
 
 
 class HashingEmbeddings:
-    """Words and word pairs, hashed into a fixed number of places and weighted by rarity. Needs no model and no network.
+    """Words with word pairs, and parts of words, hashed and weighted by rarity. Needs no model and no network.
+
+    One half of a vector holds words (exact names), the other runs of three to five characters (other endings of the
+    same word); both count the same.
 
     Args:
-        dims: Number of places.
+        dims: Number of places, an even number.
     """
 
     name = "hashing-1"
@@ -55,34 +58,44 @@ class HashingEmbeddings:
     def __init__(self, dims: int = 4_096) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        self._idf = np.ones(dims, np.float32)
-        self._vectorizer = HashingVectorizer(
-            n_features=dims, ngram_range=(1, 2), stop_words="english", norm=None, dtype=np.float32
+        half = {"n_features": dims // 2, "norm": None, "dtype": np.float32}
+        self._halves = (
+            HashingVectorizer(ngram_range=(1, 2), stop_words="english", **half),
+            HashingVectorizer(ngram_range=(3, 5), analyzer="char_wb", **half),
         )
+        self._idf = np.ones((len(self._halves), dims // 2), np.float32)
 
     def fit(self, texts: Sequence[str]) -> None:
         """Weigh each place by how few texts use it."""
-        counts = (self._vectorizer.transform(texts) != 0).sum(axis=0)
-        self._idf = (np.log((1 + len(texts)) / (1 + np.asarray(counts).ravel())) + 1).astype(np.float32)
+        used = np.stack([np.asarray((half.transform(texts) != 0).sum(axis=0)).ravel() for half in self._halves])
+        self._idf = (np.log((1 + len(texts)) / (1 + used)) + 1).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
         """Return the weights."""
-        return {"idf": [round(float(weight), 6) for weight in self._idf]}
+        return {"idf": [[round(float(weight), 6) for weight in half] for half in self._idf]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the weights back."""
-        self._idf = np.asarray(state["idf"], np.float32)
+        idf = np.asarray(state["idf"], np.float32)
+        if idf.shape != self._idf.shape:
+            raise ValueError(f"weights of shape {idf.shape} instead of {self._idf.shape}")
+        self._idf = idf
 
     def embed_documents(self, texts: list[str]) -> Float32[ndarray, "texts dims"]:
-        """Return one vector of length 1 per text (of length 0 for a text of stop words only)."""
-        counts = self._vectorizer.transform(texts).toarray()
-        weights = np.sign(counts) * np.log1p(np.abs(counts)) * self._idf
-        norms = np.linalg.norm(weights, axis=1, keepdims=True)
-        return np.asarray(weights / np.maximum(norms, 1e-9), np.float32)
+        """Return one vector of length 1 per text (shorter for a text of stop words only)."""
+        parts = [
+            self._weigh(half.transform(texts).toarray(), idf) for half, idf in zip(self._halves, self._idf, strict=True)
+        ]
+        return np.asarray(np.concatenate(parts, axis=1) / len(parts) ** 0.5, np.float32)
 
     def embed_query(self, text: str) -> Float32[ndarray, " dims"]:
         """Return the vector of a question."""
         return np.asarray(self.embed_documents([text])[0])
+
+    @staticmethod
+    def _weigh(counts: ndarray, idf: ndarray) -> ndarray:
+        weights = np.sign(counts) * np.log1p(np.abs(counts)) * idf
+        return np.asarray(weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-9))
 
 
 class SentenceTransformerEmbeddings:

@@ -130,15 +130,16 @@ class PassageIndex:
             raise InputError(f"there is no index in {str(folder)!r}. Make one: ultragist-rag index FOLDER")
         try:
             record, passages, vectors = _read(folder)
-            name, state, about = record["embeddings"]["name"], record["embeddings"]["state"], dict(record["about"])
+            embeddings = load_embeddings(record["embeddings"]["name"])
+            embeddings.restore(record["embeddings"]["state"])
+            return cls(passages, embeddings, vectors, dict(record["about"]))
+        except InputError:
+            raise  # the embeddings are not installed, say: the files are whole
         except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise CorruptGistError(
                 f"the index in {str(folder)!r} is corrupt ({reason}). Make it again: ultragist-rag index FOLDER"
             ) from error
-        embeddings = load_embeddings(name)
-        embeddings.restore(state)
-        return cls(passages, embeddings, vectors, about)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], tuple[Passage, ...], Any]:
