@@ -107,6 +107,9 @@ class Decoding:
         mine = {name: value for name, value in settings.items() if name in known}
         if "stop" in mine:
             mine["stop"] = _stop_texts(mine["stop"])
+        mine.update(
+            {name: float(mine[name]) for name in ("temperature", "top_p", "min_p") if mine.get(name) is not None}
+        )
         return cls(**mine, stock=stock)
 
     def __post_init__(self) -> None:
@@ -195,7 +198,7 @@ def logits_processors(decoding: Decoding, seeds: Sequence[int]) -> LogitsProcess
     if not decoding.samples:
         return processors
     if decoding.temperature != 1:
-        processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
+        processors.append(TemperatureLogitsWarper(decoding.temperature))
     if decoding.top_k:
         processors.append(TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:

@@ -23,7 +23,7 @@ from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
 from ultragist_rag.memory.prompt import count_prompt, prompt_forward
-from ultragist_rag.memory.text import TextCodec
+from ultragist_rag.memory.text import Detokenizer, TextCodec
 
 __all__ = ["Answer", "answer", "askable", "decode", "generate"]
 
@@ -221,14 +221,23 @@ def _answer(engine: Engine, prompt: Sequence[Tensor | GistMemory], ids: Tensor, 
     said, ids = ids[:stop], ids[: stop + 1]
     text = ""
     if engine.tokenizer is not None:
-        codec = TextCodec.of(engine.tokenizer)
-        text = codec.decode(said)
-        cuts = [place for place in (text.find(stop) for stop in decoding.stop) if place >= 0]
-        if cuts:
-            text, finish = text[: min(cuts)], "stop"
-            while len(said) and len(codec.decode(said)) > len(text):
-                said = said[:-1]
-            ids = said
+        text, n_said = _text_before(TextCodec.of(engine.tokenizer), said, decoding.stop)
+        if n_said is not None:
+            finish, ids = "stop", said[:n_said]
     if finish == "length" and len(ids) < decoding.max_new_tokens:
         finish = "cancelled"
     return Answer(text, ids, finish, slots, tokens)
+
+
+def _text_before(codec: TextCodec, ids: Tensor, stop: Sequence[str]) -> tuple[str, int | None]:
+    """Return the text before the first stop text and how many tokens it takes; None for the whole."""
+    detokenizer, text = Detokenizer(codec), ""
+    lengths = [0]  # characters after each token
+    for token in ids.tolist():
+        text += detokenizer.push(token)
+        lengths.append(len(text))
+    text += detokenizer.flush()
+    cut = min((place for place in map(text.find, stop) if place >= 0), default=None)
+    if cut is None:
+        return text, None
+    return text[:cut], lengths.index(max(length for length in lengths if length <= cut))

@@ -23,9 +23,9 @@ from ultragist_rag.memory.decoding import Decoding, end_tokens
 from ultragist_rag.memory.generate import askable, decode
 from ultragist_rag.memory.pieces import Engine, as_batch
 from ultragist_rag.memory.progressive import decode_progressively
-from ultragist_rag.memory.text import TextCodec
+from ultragist_rag.memory.text import Detokenizer, TextCodec
 
-__all__ = ["Detokenizer", "StopCutter", "TextStream", "stream"]
+__all__ = ["StopCutter", "TextStream", "stream"]
 
 
 def stream(
@@ -65,33 +65,6 @@ def stream(
     ends = end_tokens(engine.attachment.model, engine.tokenizer, decoding)
     codec = None if return_ids or engine.tokenizer is None else TextCodec.of(engine.tokenizer)
     return TextStream(work, ends, codec, decoding.stop)
-
-
-class Detokenizer:
-    """Turns tokens into text as they come, and never gives part of a character."""
-
-    def __init__(self, codec: TextCodec) -> None:
-        """Begin with no tokens."""
-        self._codec = codec
-        self._ids: list[int] = []  # the last tokens whose text is out, then those whose text is not
-        self._n_out = 0
-
-    def push(self, token: int) -> str:
-        """Take a token; return the text that is complete by now."""
-        self._ids.append(token)
-        return self._take(final=False)
-
-    def flush(self) -> str:
-        """Return what is left, even if it ends within a character."""
-        return self._take(final=True)
-
-    def _take(self, *, final: bool) -> str:
-        known, text = self._codec.decode(self._ids[: self._n_out]), self._codec.decode(self._ids)
-        if len(text) <= len(known) or (text.endswith("\ufffd") and not final):
-            return ""
-        # Decoding from a token that is out already keeps the space between words that tokenizers drop at the head.
-        self._ids, self._n_out = self._ids[self._n_out :], len(self._ids) - self._n_out
-        return text[len(known) :]
 
 
 class StopCutter:

@@ -1,7 +1,7 @@
 """Turn text into token ids without letting it say more than text can.
 
-Is        `TextCodec`: private copies of a tokenizer, one that knows no special tokens and one that knows them.
-Flow      errors -> [text] -> pieces, chat, generate, engine.
+Is        `TextCodec`: private copies of a tokenizer, with and without special tokens; `Detokenizer`: text as tokens come.
+Flow      errors -> [text] -> pieces, chat, generate, stream, engine.
 Change    which added tokens untrusted text must not become, how words are kept from gaining a space at a splice.
 Not here  chat templates -> chat.py; lead tokens -> pieces.py.
 Holds     no text becomes a special token, and a text in pieces gets no space that the whole has not.
@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from ultragist_rag.errors import InputError
 from ultragist_rag.types import TokenIds
 
-__all__ = ["TextCodec"]
+__all__ = ["Detokenizer", "TextCodec"]
 
 IN_BRACKETS = re.compile(r"[<\[{(|].*[>\]})|]", re.DOTALL)
 """Added tokens that steer a model without being marked as special, such as <tool_call> or [INST]."""
@@ -126,6 +126,33 @@ class TextCodec:
                 f"the tokenizer turns part of the text into the special token {names}: take that part out."
             )
         return ids
+
+
+class Detokenizer:
+    """Turns tokens into text as they come, and never gives part of a character."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        """Begin with no tokens."""
+        self._codec = codec
+        self._ids: list[int] = []  # the last tokens whose text is out, then those whose text is not
+        self._n_out = 0
+
+    def push(self, token: int) -> str:
+        """Take a token; return the text that is complete by now."""
+        self._ids.append(token)
+        return self._take(final=False)
+
+    def flush(self) -> str:
+        """Return what is left, even if it ends within a character."""
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        known, text = self._codec.decode(self._ids[: self._n_out]), self._codec.decode(self._ids)
+        if len(text) <= len(known) or (text.endswith("\ufffd") and not final):
+            return ""
+        # Decoding from a token that is out already keeps the space between words that tokenizers drop at the head.
+        self._ids, self._n_out = self._ids[self._n_out :], len(self._ids) - self._n_out
+        return text[len(known) :]
 
 
 class _Rust:
