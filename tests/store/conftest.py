@@ -25,6 +25,7 @@ def make_memory(seed=0, slots=5, dtype=torch.float32, **changes):
         "config": CONFIG,
         "progress": Progress(tokens=4 * slots, window_start=4 * slots),
         "fingerprint": "model-1",
+        "tokenizer_fingerprint": "tokenizer-1",
         "lead_token": 1,
     }
     return GistMemory(**{**values, **changes})
@@ -32,7 +33,7 @@ def make_memory(seed=0, slots=5, dtype=torch.float32, **changes):
 
 def same(one, other):
     """Say whether two memories are equal in every bit and every field."""
-    fields = ("segments", "config", "progress", "fingerprint", "lead_token", "joint", "dtype")
+    fields = ("segments", "config", "progress", "fingerprint", "tokenizer_fingerprint", "lead_token", "joint", "dtype")
     pairs = zip(one.keys + one.values, other.keys + other.values, strict=True)
     return all(getattr(one, name) == getattr(other, name) for name in fields) and all(
         torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) for a, b in pairs
@@ -57,9 +58,8 @@ class TextEngine:
         seed = int.from_bytes(hashlib.sha256(f"{ratio}{text}".encode()).digest()[:4], "big")
         slots = -(-len(text) // ratio)
         segments = (Segment("gist", 0, slots, 0, len(text), ratio),) if slots else ()
-        return make_memory(
-            seed, slots, segments=segments, joint=joint, config=self.config, fingerprint=self.fingerprint
-        ).seal()
+        names = {"fingerprint": self.fingerprint, "tokenizer_fingerprint": self.tokenizer_fingerprint}
+        return make_memory(seed, slots, segments=segments, joint=joint, config=self.config, **names).seal()
 
 
 @pytest.fixture(name="make_memory")

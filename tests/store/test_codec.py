@@ -49,7 +49,7 @@ def test_every_dtype_is_read_as_it_was_written(make_memory, same, dtype):
     "changes",
     [
         {"slots": 0, "progress": None},
-        {"joint": True, "lead_token": None, "fingerprint": ""},
+        {"joint": True, "lead_token": None, "fingerprint": "", "tokenizer_fingerprint": ""},
         {"segments": MIXED},
         {
             "progress": Progress(9, 8, 1, 4, 2, (5, 6, 7), 2, (2, 4)),
@@ -83,11 +83,11 @@ def test_the_file_is_what_safetensors_itself_reads(make_memory, tmp_path):
 
 
 def test_reading_a_manifest_tells_what_was_written(make_memory):
-    manifest = read_manifest(encode(make_memory(), key=b"k", name="n", tokenizer="t"), key=b"k")
+    manifest = read_manifest(encode(make_memory(), key=b"k", name="n"), key=b"k")
     told = {
         name: manifest[name] for name in ("name", "model", "tokenizer", "ratios", "mode", "dtype", "layers", "slots")
     }
-    assert list(told.values()) == ["n", "model-1", "t", [4], "independent", "F32", 3, 5]
+    assert list(told.values()) == ["n", "model-1", "tokenizer-1", [4], "independent", "F32", 3, 5]
 
 
 def test_300_truncations_and_bit_flips_are_all_refused(make_memory):
@@ -246,13 +246,13 @@ def test_a_header_of_huge_size_is_refused(make_memory, size):
     ],
 )
 def test_a_memory_of_another_model_tokenizer_or_config_is_refused(make_memory, expected, what):
-    data = encode(make_memory(), tokenizer="tokenizer-1")
+    data = encode(make_memory())
     with pytest.raises(MemoryMismatchError, match=what):
         decode(data, expected=expected)
 
 
 def test_what_only_chooses_a_ratio_does_not_make_a_memory_foreign(make_memory, same):
-    data = encode(make_memory(), tokenizer="tokenizer-1")
+    data = encode(make_memory())
     config = GistConfig(window=16, ratio=8, ratios=(2, 4), ratio_policy="sequence")
     assert same(decode(data, expected=Expected(model="model-1", tokenizer="tokenizer-1", config=config)), make_memory())
 

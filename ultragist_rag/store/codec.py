@@ -55,14 +55,13 @@ class Expected:
     config: GistConfig | None = None
 
 
-def encode(memory: GistMemory, *, key: bytes = b"", name: str = "", tokenizer: str = "") -> bytes:
+def encode(memory: GistMemory, *, key: bytes = b"", name: str = "") -> bytes:
     """Return the file of a memory; the same memory always gives the same bytes.
 
     Args:
         memory: The memory, on any device.
         key: Key for the checksum; without one it guards against damage, not against forgery.
         name: Id that the file will lie under.
-        tokenizer: Fingerprint of the tokenizer; empty if unknown.
 
     Returns:
         A safetensors file.
@@ -80,7 +79,7 @@ def encode(memory: GistMemory, *, key: bytes = b"", name: str = "", tokenizer: s
     manifest = {
         "name": name,
         "model": memory.fingerprint,
-        "tokenizer": tokenizer,
+        "tokenizer": memory.tokenizer_fingerprint,
         "config": memory.config.to_dict(),
         "mode": "joint" if memory.joint else "independent",
         "ratios": [segment.ratio for segment in memory.segments if segment.kind == "gist"],
@@ -132,6 +131,7 @@ def decode(data: bytes, *, key: bytes = b"", expected: Expected | None = None) -
             config=GistConfig.from_dict(manifest["config"]),
             progress=None if progress is None else Progress.from_dict(progress),
             fingerprint=manifest["model"],
+            tokenizer_fingerprint=manifest["tokenizer"],
             lead_token=manifest["lead_token"],
             joint=manifest["mode"] == "joint",
         )

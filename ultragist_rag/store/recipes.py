@@ -32,6 +32,10 @@ class Compressor(Protocol):
         """Fingerprint of the model with its gist projections."""
 
     @property
+    def tokenizer_fingerprint(self) -> str:
+        """Fingerprint of the tokenizer; empty if there is none."""
+
+    @property
     def config(self) -> GistConfig:
         """Settings of the compression."""
 
@@ -56,7 +60,7 @@ def recipe_for(engine: Compressor, ratio: int | None = None, joint: bool = False
     """
     return Recipe(
         model=engine.fingerprint,
-        tokenizer=_tokenizer(engine),
+        tokenizer=engine.tokenizer_fingerprint,
         config=engine.config.to_dict(),
         ratios=(engine.config.ratio if ratio is None else ratio,),
         mode="joint" if joint else "independent",
@@ -79,7 +83,7 @@ def recipe_of(memory: GistMemory, ratio: int | None = None) -> Recipe:
         plan = [ratio if ratio is not None else next(iter(plan), memory.config.ratio)]
     return Recipe(
         model=memory.fingerprint,
-        tokenizer=_tokenizer(memory),
+        tokenizer=memory.tokenizer_fingerprint,
         config=memory.config.to_dict(),
         ratios=tuple(plan),
         mode=("joint" if memory.joint else "independent") + ("+raw" if memory.n_raw_tail else ""),
@@ -91,7 +95,7 @@ def expected_by(engine: Compressor | None, name: str) -> Expected:
     """Return what the file of a memory must belong to, for this engine to read it."""
     if engine is None:
         return Expected(name=name)
-    return Expected(name=name, model=engine.fingerprint, tokenizer=_tokenizer(engine), config=engine.config)
+    return Expected(name=name, model=engine.fingerprint, tokenizer=engine.tokenizer_fingerprint, config=engine.config)
 
 
 def can_repeat(recipe: Recipe) -> bool:
@@ -136,10 +140,6 @@ def repeat(engine: Compressor, records: Sequence[SourceRecord]) -> list[GistMemo
         for row, memory in zip(rows, memories, strict=True):
             made[row] = memory.seal().to(getattr(torch, dtype))
     return [made[row] for row in range(len(records))]
-
-
-def _tokenizer(thing: Any) -> str:
-    return str(getattr(thing, "tokenizer_fingerprint", ""))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -37,7 +37,7 @@ class Shelf:
 
     def save(self, memory: GistMemory, record: SourceRecord, keep_source: bool) -> None:
         """Store a memory and, if asked, its source record: both or none."""
-        data = codec.encode(memory, key=self._keys.files, name=record.name, tokenizer=record.recipe.tokenizer)
+        data = codec.encode(memory, key=self._keys.files, name=record.name)
         items = {self._key(record.name, GIST): data}
         if keep_source:
             items = {self._key(record.name, SOURCE): source.encode(record, self._keys.files), **items}
