@@ -34,13 +34,15 @@ class GistConfig:
         ratios: Ratios that `forward` chooses from by `ratio_policy`; empty means `(ratio,)`. 0 keeps a window raw.
         ratio_policy: `fixed` takes the one ratio; `sequence` cycles; `adapt` takes the smallest ratio that fits the
             positions of the model; `step-random` draws per window, `instance-random` per sequence (both need a
-            seed); `join` appends gists of all ratios in training and uses the first alone otherwise.
+            seed); `join` uses the first ratio alone, as the authors' checkpoints trained with it do when used.
         adapt_tokens: Tokens that `adapt` reserves for what follows.
         adapt_positions: Positions that `adapt` may fill; None means the model's own number.
         placement: `append` puts gists behind a full window, `interleave` behind every `ratio` raw tokens.
         attention: What a gist sees of its window: `step-expansion` all tokens up to its own, `full-coverage` the
             whole window, `segmentation` its own tokens only. Interleaved gists only differ in what others see.
         attend_previous: Whether a gist sees the earlier gists of its window (step-expansion).
+        even_spread: Whether the authors' stream spaces gists evenly where a ratio does not divide the stride
+            (UltraGist), or leaves the rest at the end uncovered (Beacon).
         sink: First tokens of a joint sequence whose raw keys and values are kept for ever.
         projections: Letters of the projections that gist positions have of their own, out of `qkvo`.
         rank: None for full gist projections; a number for a low-rank difference to the base projections.
@@ -69,6 +71,7 @@ class GistConfig:
     placement: Placement = "append"
     attention: Attention = "step-expansion"
     attend_previous: bool = True
+    even_spread: bool = True
     sink: int = 0
     projections: str = "qkvo"
     rank: int | None = None
@@ -144,8 +147,9 @@ def _check_numbers(config: GistConfig) -> None:
         raise ConfigError(f"stride is {config.stride}, but must lie between 1 and window {config.window}.")
     if config.sink > config.window:
         raise ConfigError(f"sink is {config.sink}, but the first window has only {config.window} tokens. Lower it.")
-    if not isinstance(config.attend_previous, bool):
-        raise ConfigError(f"attend_previous is {config.attend_previous!r}, but must be True or False.")
+    for name in ("attend_previous", "even_spread"):
+        if not isinstance(getattr(config, name), bool):
+            raise ConfigError(f"{name} is {getattr(config, name)!r}, but must be True or False.")
 
 
 def _check_choices(config: GistConfig) -> None:

@@ -31,7 +31,8 @@ class Step:
         past: Slots in front of the new rows: closed ones, then those of the open window.
         n_closed: How many of them are closed, that is, visible to every row.
         rows: The new rows, as slots.
-        positions: Positions of the new rows; those of the past are 0, 1, 2, ...
+        positions: Positions of the new rows.
+        past_positions: Positions of the past; None for 0, 1, 2, ...
         spans: What the new rows see of the open window.
         keep: Places, in past and new rows, of the slots that remain.
         after: The slots that remain.
@@ -44,6 +45,7 @@ class Step:
     spans: Spans
     keep: Ints
     after: SlotTable
+    past_positions: Ints | None = None
 
     @property
     def is_gist(self) -> NDArray[np.bool_]:
@@ -73,22 +75,23 @@ def flush_reach(n_tokens: int, ratio: int) -> Ints:
     return np.minimum(np.arange(ratio, n_tokens + ratio, ratio), n_tokens)
 
 
-def even_reach(stride: int, ratio: int) -> Ints:
+def even_reach(stride: int, ratio: int, spread: bool = True) -> Ints:
     """Give the authors' `stride // ratio` gists at even steps; a rest may stay uncovered.
 
     Args:
         stride: Raw tokens to condense.
         ratio: Raw tokens per gist; 0 for no gists.
+        spread: Whether gists are spaced evenly where the ratio does not divide the stride.
 
     Returns:
         For each gist, the tokens up to its own last one.
 
     Example:
-        >>> even_reach(64, 24)
-        array([32, 64])
+        >>> even_reach(64, 24), even_reach(64, 24, spread=False)
+        (array([32, 64]), array([24, 48]))
     """
     n_gists = stride // ratio if ratio else 0
-    return np.arange(1, n_gists + 1) * (stride // n_gists) if n_gists else np.zeros(0, np.int64)
+    return np.arange(1, n_gists + 1) * (stride // n_gists if spread else ratio) if n_gists else np.zeros(0, np.int64)
 
 
 def append_step(
@@ -154,12 +157,14 @@ def interleave_step(
     spans = interleave_spans(
         config.attention, window_is_gist, n_cached, (everything.stop - everything.start)[n_closed:]
     )
-    positions = interleave_positions(n_closed, n_cached, len(rows))
-    if not closes:
-        return Step(past, n_closed, rows, positions, spans, np.arange(len(everything)), everything)
-    window = n_closed + np.arange(len(window_is_gist))
-    keep, after = _close(config, everything, n_closed, window, (window[window_is_gist], GIST))
-    return Step(past, n_closed, rows, positions, spans, keep, after)
+    in_window = interleave_positions(config.attention, n_closed, window_is_gist)
+    past_positions = np.concatenate((np.arange(n_closed), in_window[:n_cached]))
+    positions = in_window[n_cached:]
+    keep, after = np.arange(len(everything)), everything
+    if closes:
+        window = n_closed + np.arange(len(window_is_gist))
+        keep, after = _close(config, everything, n_closed, window, (window[window_is_gist], GIST))
+    return Step(past, n_closed, rows, positions, spans, keep, after, past_positions)
 
 
 def interleaved_rows(tokens: tuple[int, int], gist_after: NDArray[np.bool_], reach_back: Ints) -> SlotTable:

@@ -11,6 +11,7 @@ Holds     raw tokens are never moved to make room for appended gists, so both ma
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ultragist_rag.config import Attention
 from ultragist_rag.layout.slots import Ints
@@ -44,6 +45,18 @@ def append_positions(
     return np.concatenate((base + np.arange(n_cached, n_raw), gists))
 
 
-def interleave_positions(base: int, n_cached: int, n_rows: int) -> Ints:
-    """Give the positions of new rows that simply follow each other, gists included."""
-    return base + n_cached + np.arange(n_rows)
+def interleave_positions(attention: Attention, base: int, is_gist: NDArray[np.bool_]) -> Ints:
+    """Give the positions of a window whose gists stand between its raw tokens.
+
+    Args:
+        attention: With `full-coverage` rows simply follow each other and gists use up positions; otherwise raw tokens
+            stand where they would stand without gists, and a gist shares the position of the token behind it.
+        base: Slots in front of the window.
+        is_gist: For each place of the window, cached ones included, whether it holds a gist.
+
+    Returns:
+        One position for each place.
+    """
+    if attention == "full-coverage":
+        return base + np.arange(len(is_gist))
+    return base + np.cumsum(~is_gist) - ~is_gist

@@ -28,7 +28,7 @@ from ultragist_rag.memory.windows import KV, keep_rows, run_steps
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.types import TokenIds
 
-__all__ = ["Ratios", "compress_ids"]
+__all__ = ["Ratios", "compress_ids", "ratio_plans"]
 
 Ratios = int | Sequence[int | Sequence[int]]
 
@@ -122,7 +122,7 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
     """
     config = _config_for(attachment.config, window)
     maker = _Maker(config, lead_token, joint, fingerprint)
-    plans = _ratio_plans(ratio, len(documents))
+    plans = ratio_plans(ratio, len(documents))
     before = list(memories) if memories is not None else [None] * len(documents)
     if len(before) != len(documents):
         raise InputError(f"{len(before)} memories for {len(documents)} documents: give one (or None) for each.")
@@ -258,8 +258,19 @@ def _config_for(config: GistConfig, window: int | None) -> GistConfig:
     return replace(config, window=window, stride=stride, sink=min(config.sink, window))
 
 
-def _ratio_plans(ratio: Ratios, n_documents: int) -> list[Sequence[int]]:
-    """Give every document its list of ratios, one for each window."""
+def ratio_plans(ratio: Ratios, n_documents: int) -> list[Sequence[int]]:
+    """Give every document its list of ratios, one for each window.
+
+    Args:
+        ratio: One for all, or for each document one or a list.
+        n_documents: Documents of the call.
+
+    Returns:
+        Lists of ratios; the last one of each repeats.
+
+    Raises:
+        InputError: If a ratio is not a whole number of at least 1, or their number does not fit.
+    """
     each = [ratio] * n_documents if isinstance(ratio, int) else list(ratio)
     if len(each) != n_documents:
         raise InputError(f"{len(each)} ratios for {n_documents} documents: give one for all or one for each.")

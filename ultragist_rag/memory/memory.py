@@ -97,6 +97,7 @@ class GistMemory:
         config: The settings it was made with.
         progress: Where the sequence stands; None if it cannot go on.
         fingerprint: Of the model that made it; empty if unknown.
+        tokenizer_fingerprint: Of the tokenizer that cut the text; empty if unknown or if ids were given.
         lead_token: Token that must stand once at the head of a prompt with this memory; None if none.
         joint: Whether it is a stream of its own, with its first token and sink inside, not a composable document.
 
@@ -110,6 +111,7 @@ class GistMemory:
     config: GistConfig
     progress: Progress | None = None
     fingerprint: str = ""
+    tokenizer_fingerprint: str = ""
     lead_token: int | None = None
     joint: bool = False
 

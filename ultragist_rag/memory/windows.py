@@ -91,7 +91,7 @@ def run_steps(
     ids_on_device = source.gather(1, torch.from_numpy(ids).to(device))
     if lead is not None:
         ids_on_device[:, 0] = lead
-    past = (kv.keys, kv.values, torch.arange(n_lead, n_past + n_lead, device=device)[None]) if kv else None
+    past = (kv.keys, kv.values, torch.from_numpy(_past_positions(steps, n_past) + n_lead).to(device)) if kv else None
     encoded = encode(
         attachment,
         ids_on_device,
@@ -139,6 +139,19 @@ def _rows(
         ids[index, place] = np.where(step.is_gist, 0, step.rows.start - offset)
         positions[index, place] = step.positions + n_lead
     return ids, positions, np.flatnonzero(is_gist)
+
+
+def _past_positions(steps: Sequence[Step], n_past: int) -> np.ndarray:
+    """Lay out the positions of past slots: one row for all where each is 0, 1, 2, ..."""
+    plain = np.arange(n_past)[None]
+    own = [step.past_positions for step in steps]
+    if all(p is None or (p == plain[0, : len(p)]).all() for p in own):
+        return plain
+    rows = plain.repeat(len(steps), 0)
+    for row, positions in zip(rows, own, strict=True):
+        if positions is not None:
+            row[: len(positions)] = positions
+    return rows
 
 
 def _visible(steps: Sequence[Step], n_lead: int, n_past: int, n_rows: int, device: torch.device) -> Tensor:

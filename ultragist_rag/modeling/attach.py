@@ -80,7 +80,7 @@ class _LayerHooks:
                 output = gist_rows(mine, args[0], output, window.rows.to(output.device))
             if letter in "kv":
                 store = window.keys if letter == "k" else window.values
-                store[self.layer] = output.unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
+                store[self.layer] = output.view(*output.shape[:2], -1, self.attention.head_dim).transpose(1, 2)
             return output
 
         return hook

@@ -57,8 +57,7 @@ def encode(
         positions: RoPE positions of the rows.
         visible: What each row sees of the past and of the rows, shape (batch, 1, rows, past + rows).
         past: Keys before RoPE and values of each layer that stand in front, (batch, kv_heads, past, head_dim), and
-            their
-            positions, of shape (batch, past) or (1, past).
+            their positions, of shape (batch, past) or (1, past).
         gist_rows: Places of gists in the flattened (batch * rows) rows; None for none.
 
     Returns:

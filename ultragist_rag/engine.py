@@ -1,0 +1,374 @@
+"""UltraGist: the front door. A causal LM that condenses texts into memories and answers from them.
+
+Is        one class that ties model, tokenizer and settings together and holds the lock of the model while it runs.
+Flow      config -> layout -> modeling -> memory -> store -> [engine] -> integrations.
+Paper     UltraGist, arXiv 2405.16635; Activation Beacon, arXiv 2401.03462, for checkpoints of that family.
+Change    what the front door offers.
+Not here  the loops -> memory/compress.py, forward.py, generate.py; formats -> modeling/loading.py, saving.py.
+Holds     asking and compressing change neither model nor memories.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from ultragist_rag.config import GistConfig
+from ultragist_rag.errors import InputError, MemoryMismatchError
+from ultragist_rag.memory.compress import Ratios, compress_ids, ratio_plans
+from ultragist_rag.memory.documents import batches_of_like_length, ids_of_tensor, ids_of_text
+from ultragist_rag.memory.forward import ForwardOutput, forward_ids
+from ultragist_rag.memory.generate import generate
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.stream import stream
+from ultragist_rag.modeling.attach import Attachment, attach
+from ultragist_rag.modeling.checkpoint import authors_name
+from ultragist_rag.modeling.fingerprint import model_fingerprint, tokenizer_fingerprint
+from ultragist_rag.modeling.lead import find_lead_token
+from ultragist_rag.modeling.loading import load
+from ultragist_rag.modeling.saving import save
+
+__all__ = ["ForwardOutput", "UltraGist"]
+
+
+class UltraGist:
+    """A causal LM with gist parameters.
+
+    Make one with `from_pretrained` or `attach`. Threads may share it: a lock lets one forward run at a time.
+
+    Attributes:
+        attachment: Model, gist modules, lock and limits.
+        tokenizer: The tokenizer; None works for calls with token ids.
+        config: The settings.
+
+    Example:
+        >>> from ultragist_rag.testing import tiny_engine
+        >>> engine = tiny_engine(window=8, ratio=4)
+        >>> memory = engine.compress(torch.arange(3, 23)[None])
+        >>> memory.n_gists, memory.keys[0].shape
+        (5, torch.Size([1, 2, 5, 16]))
+        >>> engine.generate([memory, torch.tensor([[7, 8]])], max_new_tokens=3).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        tokenizer: Any = None,
+        *,
+        family: str = "ultragist",
+        trained_composed: bool = True,
+        source: tuple[str, str | None] | None = None,
+    ) -> None:
+        """Wrap an attachment; use `from_pretrained` or `attach`."""
+        self.attachment = attachment
+        self.tokenizer = tokenizer
+        self.config = attachment.config
+        self.family = family
+        self._trained_composed = trained_composed
+        self._warned = trained_composed
+        self._source = source
+        self._fingerprint: tuple[Any, str] = (None, "")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, config: GistConfig | None = None, **options: Any) -> UltraGist:
+        """Load a model with its gist parameters.
+
+        Four kinds are told apart: the authors' checkpoints (UltraGist and Activation Beacon; no remote code is run),
+        our merged folders, our adapter-only folders (their base is fetched and compared), and any plain base, whose gist
+        parameters begin as copies and are reported as untrained.
+
+        Args:
+            name: A folder, a hub id, or `bundled` for the model that comes with the package.
+            config: Settings, instead of those that come with the checkpoint.
+            options: Passed on to transformers: revision, token, dtype, device_map, attn_implementation,
+                quantization_config, local_files_only and so on.
+
+        Returns:
+            The engine.
+
+        Raises:
+            CheckpointError: If files are missing, damaged or do not fit together.
+            UnsupportedModelError: If memories of this kind of model would be wrong.
+            ConfigError: If `config` contradicts the gist weights.
+        """
+        if str(name) == "bundled":
+            name = str(files("ultragist_rag") / "bundled")
+            if not torch.cuda.is_available():
+                options.setdefault("dtype", torch.float32)  # few CPUs are quick in the format of the files
+        found = load(str(name), config, options)
+        return cls(
+            found.attachment,
+            found.tokenizer,
+            family=found.family,
+            trained_composed=found.trained_composed,
+            source=found.source,
+        )
+
+    @classmethod
+    def attach(cls, model: Any, tokenizer: Any = None, config: GistConfig | None = None) -> UltraGist:
+        """Add gist parameters, copies of the model's own, to a model that is loaded already.
+
+        Args:
+            model: A Hugging Face causal LM.
+            tokenizer: Its tokenizer, or None.
+            config: The settings; None for the defaults.
+
+        Returns:
+            The engine; closing it leaves the model as it was.
+
+        Raises:
+            UnsupportedModelError: If memories of this kind of model would be wrong.
+            InputError: If the model has gist parameters already.
+        """
+        attachment = attach(model, config or GistConfig())
+        name = getattr(model.config, "_name_or_path", "")
+        return cls(attachment, tokenizer, source=(name, None) if name else None)
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model."""
+        return self.attachment.model
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that a prompt may use, memory slots and new tokens included."""
+        return self.attachment.n_positions
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of model and gist parameters; memories carry it. It follows training."""
+        state = tuple((id(value), value._version) for value in self.model.parameters())
+        if self._fingerprint[0] != state:
+            self._fingerprint = (state, model_fingerprint(self.model))
+        return self._fingerprint[1]
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Name of the tokenizer; empty if there is none."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def lead_token(self) -> int | None:
+        """Token in front of every independent document, and once at the head of a prompt; None if there is none."""
+        return find_lead_token(self.config.lead_token, self.tokenizer)
+
+    def gist_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the gist parameters by the names that the authors' checkpoints give them."""
+        return {authors_name(name, self.family): value for name, value in self.attachment.parameters().items()}
+
+    @overload
+    def compress(  # type: ignore[overload-overlap] - a str is a sequence of str, but comes first
+        self,
+        texts: str | Tensor,
+        *,
+        ratio: Ratios | None = None,
+        memory: GistMemory | None = None,
+        joint: bool = False,
+        tail: Literal["flush", "raw"] = "flush",
+    ) -> GistMemory: ...
+
+    @overload
+    def compress(
+        self,
+        texts: Sequence[str | Tensor],
+        *,
+        ratio: Ratios | None = None,
+        memory: GistMemory | None = None,
+        joint: bool = False,
+        tail: Literal["flush", "raw"] = "flush",
+    ) -> list[GistMemory]: ...
+
+    def compress(
+        self,
+        texts: str | Tensor | Sequence[str | Tensor],
+        *,
+        ratio: Ratios | None = None,
+        memory: GistMemory | None = None,
+        joint: bool = False,
+        tail: Literal["flush", "raw"] = "flush",
+    ) -> GistMemory | list[GistMemory]:
+        """Condense texts into gist memories, window by window, all texts in ragged batches.
+
+        Every window runs through the model once, followed (or interleaved) by its gist tokens. The pre-RoPE keys and
+        values of the gist tokens enter the memory; those of the raw tokens are dropped. A last window that is not
+        full is flushed: its gists are provisional until `GistMemory.seal`, and going on makes them anew, so that
+        compressing a and then b gives what compressing a + b gives.
+
+        Texts are untrusted: they never become special tokens. The lead token stands in front of each while it is
+        encoded; ids that begin with it count as having it already.
+
+        Paper: UltraGist, arXiv 2405.16635, section 3; flushing and independent documents are ours.
+
+        Args:
+            texts: One text or token sequence of shape (1, tokens), or several; each becomes its own memory.
+            ratio: Raw tokens per gist token (x-fold): one for all, or one per text, or for each text a list with one
+                per window; default `GistConfig.ratio`.
+            memory: Memory to go on from (one text only); it is not changed.
+            joint: Encode as one stream, the way the authors do: the first token inside, the sink kept.
+            tail: `flush` condenses the open window too; `raw` keeps its tokens, as the authors do.
+
+        Returns:
+            One memory per text, in order; not in a list if one text was given. Keys and values of each layer have shape
+            (1, kv_heads, slots, head_dim): at window 1024 and ratio 8, 10_000 tokens take 1_250 slots.
+
+        Raises:
+            InputError: If a text is empty, or there is text but no tokenizer, or an argument does not fit.
+            MemoryMismatchError: If `memory` was made with another model, tokenizer or config.
+            ContextOverflowError: If window and memory exceed the positions of the model.
+
+        Example:
+            >>> from ultragist_rag.testing import tiny_engine
+            >>> engine = tiny_engine(window=8, ratio=4)
+            >>> [m.slots for m in engine.compress([torch.arange(3, 13)[None], torch.arange(5)[None]], ratio=[2, 4])]
+            [5, 2]
+        """
+        single = isinstance(texts, str | Tensor)
+        documents: list[str | Tensor] = [texts] if isinstance(texts, str | Tensor) else list(texts)
+        if memory is not None and len(documents) != 1:
+            raise InputError(f"there are {len(documents)} texts and one memory to go on from: give one text.")
+        self._check_memory(memory)
+        self._warn_composed(joint)
+        ids = [self._ids(document, joint=joint, first=memory is None) for document in documents]
+        plans = ratio_plans(self.config.ratio if ratio is None else ratio, len(ids))
+        shared: dict[str, Any] = {
+            "lead_token": None if joint else self.lead_token,
+            "joint": joint,
+            "tail": tail,
+            "memories": None if memory is None else [memory],
+            "fingerprint": self.fingerprint,
+        }
+        made: dict[int, GistMemory] = {}
+        for rows in batches_of_like_length(ids):
+            with self.attachment.lock, torch.no_grad():
+                batch = compress_ids(self.attachment, [ids[i] for i in rows], ratio=[plans[i] for i in rows], **shared)
+            made.update(zip(rows, batch, strict=True))
+        memories = [replace(made[i], tokenizer_fingerprint=self.tokenizer_fingerprint) for i in range(len(ids))]
+        return memories[0] if single else memories
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        memory: GistMemory | None = None,
+        training: bool = False,
+        seed: int | None = None,
+    ) -> ForwardOutput:
+        """Let a sequence grow by some tokens, as the authors' models do: full windows are condensed on the way.
+
+        Follows UltraGist and Activation Beacon to rounding, with the corrections that docs/fidelity.md lists.
+
+        Paper: UltraGist, arXiv 2405.16635, section 3.
+
+        Args:
+            input_ids: New tokens, shape (1, tokens).
+            labels: Tokens to predict, shape as `input_ids`, not shifted; -100 counts for nothing.
+            memory: Memory of the tokens so far; it is not changed.
+            training: Use the authors' training windows (the last one stays raw) and loss mask (the first window counts
+                for nothing), and record gradients.
+            seed: For random ratio policies.
+
+        Returns:
+            Logits of all new tokens, shape (1, tokens, vocab), the memory behind them, and the loss if labels are given.
+
+        Raises:
+            InputError: If shapes do not fit, or ratios are random and there is no seed.
+            MemoryMismatchError: If `memory` cannot go on with this model.
+            ContextOverflowError: If memory and window exceed the positions of the model.
+        """
+        self._check_memory(memory)
+        settings: dict[str, Any] = {"labels": labels, "memory": memory, "training": training, "seed": seed}
+        with self.attachment.lock, torch.set_grad_enabled(training and torch.is_grad_enabled()):
+            out = forward_ids(self.attachment, input_ids, **settings)
+        if training:
+            return out
+        model, tokenizer = self.fingerprint, self.tokenizer_fingerprint
+        return replace(out, memory=replace(out.memory, fingerprint=model, tokenizer_fingerprint=tokenizer))
+
+    def generate(self, pieces: Any, **settings: Any) -> Any:
+        """Answer one prompt or several; see `ultragist_rag.memory.generate.generate`.
+
+        Args:
+            pieces: Texts, token ids of shape (1, tokens) and memories in reading order, in a list; or a list of lists.
+            settings: max_new_tokens, do_sample, stop, seed, progressive, return_ids and more.
+
+        Returns:
+            The answer, or a list of answers.
+        """
+        return generate(self, pieces, **settings)
+
+    def stream(self, pieces: Any, **settings: Any) -> Iterator[Any]:
+        """Answer one prompt piece by piece; see `ultragist_rag.memory.stream.stream`.
+
+        Args:
+            pieces: Texts, token ids of shape (1, tokens) and memories in reading order, in a list.
+            settings: As `generate`.
+
+        Returns:
+            An iterator over parts of the answer; closing it stops decoding within one token.
+        """
+        return stream(self, pieces, **settings)
+
+    def save_pretrained(
+        self, path: str | Path, *, adapter_only: bool = False, base: str | None = None, revision: str | None = None
+    ) -> None:
+        """Write model and gist parameters to a folder, at once or not at all.
+
+        Args:
+            path: The folder; one that was written by this method before is replaced.
+            adapter_only: Write the gist parameters alone, with name and fingerprint of their base.
+            base: Name or folder of the base, for adapters; default where it was loaded from.
+            revision: Of the base.
+
+        Raises:
+            CheckpointError: If the folder holds other files, or an adapter's base is not known.
+        """
+        source = (base, revision) if base else self._source
+        notes = {"family": self.family, "trained_composed": self._trained_composed}
+        save(self.attachment, self.tokenizer, Path(path), source=source if adapter_only else None, notes=notes)
+
+    def close(self) -> None:
+        """Take the gist modules off the model; the engine cannot be used afterwards."""
+        with self.attachment.lock:
+            self.attachment.detach()
+
+    def __enter__(self) -> UltraGist:
+        """Give the engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _ids(self, document: str | Tensor, *, joint: bool, first: bool) -> Tensor:
+        if isinstance(document, str):
+            return ids_of_text(document, self.tokenizer, joint=joint, first=first)
+        lead_token = self.lead_token if first and not joint else None
+        return ids_of_tensor(document, int(self.model.config.vocab_size), lead_token)
+
+    def _check_memory(self, memory: GistMemory | None) -> None:
+        for name in ("fingerprint", "tokenizer_fingerprint") if memory is not None else ():
+            ours, other = getattr(self, name), getattr(memory, name)
+            if ours and other and ours != other:
+                raise MemoryMismatchError(f"the memory has {name} {other[:12]}, this engine {ours[:12]}. Make it anew.")
+
+    def _warn_composed(self, joint: bool) -> None:
+        if joint or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            "the authors did not train this checkpoint on independently compressed documents. Calibrate before you rely "
+            "on it (compare answers from composed memories, joint=True and plain text), or compress with joint=True.",
+            stacklevel=3,
+        )
