@@ -287,7 +287,11 @@ def test_a_prompt_must_end_in_text(engine):
 def test_without_tokenizer_ids_come_back(engine):
     bare = asking_engine(tokenizer=None)
     ids = torch.tensor([[1, 50, 60]])
-    assert torch.equal(generate(bare, [ids], max_new_tokens=N), ids_of(engine, [ids]))
+    free = generate(bare, [ids], max_new_tokens=N)
+    assert torch.equal(free, ids_of(engine, [ids]))
+    bare.attachment.model.generation_config.eos_token_id = int(free[0, 2])
+    assert torch.equal(generate(bare, [ids], max_new_tokens=N), free)
+    assert generate(bare, [ids], max_new_tokens=N, eos_token_id=int(free[0, 2])).tolist() == free[:, :3].tolist()
     with pytest.raises(InputError, match="stop texts need a tokenizer"):
         generate(bare, [ids], stop=["x"])
 

@@ -162,13 +162,13 @@ def _stop_texts(stop: Any) -> tuple[str, ...]:
 
 
 def end_tokens(model: Any, tokenizer: Any, decoding: Decoding) -> list[int]:
-    """Return the tokens that end an answer: of the call, else of the model, else of the tokenizer."""
-    chosen = (
-        decoding.stock.get("eos_token_id"),
-        model.generation_config.eos_token_id,
-        model.config.eos_token_id,
-        getattr(tokenizer, "eos_token_id", None),
-    )
+    """Return the tokens that end an answer: those of the call, else of the model, else of the tokenizer.
+
+    Without a tokenizer ids are just numbers, as for the authors' recorded answers: only the call can name an end token.
+    """
+    chosen = [decoding.stock.get("eos_token_id")]
+    if tokenizer is not None:
+        chosen += [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
     ends: int | list[int] = next((ends for ends in chosen if ends is not None), [])
     return [ends] if isinstance(ends, int) else list(ends)
 

@@ -1,6 +1,6 @@
 """Turn text into token ids without letting it say more than text can.
 
-Is        `TextCodec`: private copies of a tokenizer, with and without special tokens; `Detokenizer`: text as tokens come.
+Is        `TextCodec`: copies of a tokenizer, with and without special tokens; `Detokenizer`: text as tokens come.
 Flow      errors -> [text] -> pieces, chat, generate, stream, engine.
 Change    which added tokens untrusted text must not become, how words are kept from gaining a space at a splice.
 Not here  chat templates -> chat.py; lead tokens -> pieces.py.
