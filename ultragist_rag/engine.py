@@ -16,16 +16,15 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError, MemoryMismatchError
-from ultragist_rag.memory.compress import Ratios, compress_ids, ratio_plans
-from ultragist_rag.memory.documents import batches_of_like_length, ids_of_tensor, ids_of_text
+from ultragist_rag.memory.compress import Ratios, Tail, compress_batches, ratio_plans
+from ultragist_rag.memory.documents import ids_of_tensor, ids_of_text
 from ultragist_rag.memory.forward import ForwardOutput, forward_ids
 from ultragist_rag.memory.generate import generate
 from ultragist_rag.memory.memory import GistMemory
@@ -83,9 +82,9 @@ class UltraGist:
     def from_pretrained(cls, name: str | Path, *, config: GistConfig | None = None, **options: Any) -> UltraGist:
         """Load a model with its gist parameters.
 
-        Four kinds are told apart: the authors' checkpoints (UltraGist and Activation Beacon; no remote code is run),
-        our merged folders, our adapter-only folders (their base is fetched and compared), and any plain base, whose gist
-        parameters begin as copies and are reported as untrained.
+        Four kinds are told apart: the authors' checkpoints (both families; no remote code is run), our merged folders,
+        our adapter-only folders (their base is fetched and compared), and any plain base, whose gist parameters begin
+        as copies and are reported as untrained.
 
         Args:
             name: A folder, a hub id, or `bundled` for the model that comes with the package.
@@ -167,14 +166,14 @@ class UltraGist:
         return {authors_name(name, self.family): value for name, value in self.attachment.parameters().items()}
 
     @overload
-    def compress(  # type: ignore[overload-overlap] - a str is a sequence of str, but comes first
+    def compress(  # type: ignore[overload-overlap]
         self,
         texts: str | Tensor,
         *,
-        ratio: Ratios | None = None,
-        memory: GistMemory | None = None,
-        joint: bool = False,
-        tail: Literal["flush", "raw"] = "flush",
+        ratio: Ratios | None = ...,
+        memory: GistMemory | None = ...,
+        joint: bool = ...,
+        tail: Tail = ...,
     ) -> GistMemory: ...
 
     @overload
@@ -182,10 +181,10 @@ class UltraGist:
         self,
         texts: Sequence[str | Tensor],
         *,
-        ratio: Ratios | None = None,
-        memory: GistMemory | None = None,
-        joint: bool = False,
-        tail: Literal["flush", "raw"] = "flush",
+        ratio: Ratios | None = ...,
+        memory: GistMemory | None = ...,
+        joint: bool = ...,
+        tail: Tail = ...,
     ) -> list[GistMemory]: ...
 
     def compress(
@@ -195,7 +194,7 @@ class UltraGist:
         ratio: Ratios | None = None,
         memory: GistMemory | None = None,
         joint: bool = False,
-        tail: Literal["flush", "raw"] = "flush",
+        tail: Tail = "flush",
     ) -> GistMemory | list[GistMemory]:
         """Condense texts into gist memories, window by window, all texts in ragged batches.
 
@@ -240,19 +239,10 @@ class UltraGist:
         self._warn_composed(joint)
         ids = [self._ids(document, joint=joint, first=memory is None) for document in documents]
         plans = ratio_plans(self.config.ratio if ratio is None else ratio, len(ids))
-        shared: dict[str, Any] = {
-            "lead_token": None if joint else self.lead_token,
-            "joint": joint,
-            "tail": tail,
-            "memories": None if memory is None else [memory],
-            "fingerprint": self.fingerprint,
-        }
-        made: dict[int, GistMemory] = {}
-        for rows in batches_of_like_length(ids):
-            with self.attachment.lock, torch.no_grad():
-                batch = compress_ids(self.attachment, [ids[i] for i in rows], ratio=[plans[i] for i in rows], **shared)
-            made.update(zip(rows, batch, strict=True))
-        memories = [replace(made[i], tokenizer_fingerprint=self.tokenizer_fingerprint) for i in range(len(ids))]
+        settings: dict[str, Any] = {"lead_token": None if joint else self.lead_token, "joint": joint, "tail": tail}
+        settings |= {"memories": memory and [memory], "fingerprint": self.fingerprint}
+        made = compress_batches(self.attachment, ids, plans, **settings)
+        memories = [replace(one, tokenizer_fingerprint=self.tokenizer_fingerprint) for one in made]
         return memories[0] if single else memories
 
     def forward(
@@ -278,7 +268,7 @@ class UltraGist:
             seed: For random ratio policies.
 
         Returns:
-            Logits of all new tokens, shape (1, tokens, vocab), the memory behind them, and the loss if labels are given.
+            Logits of all new tokens, shape (1, tokens, vocab), the memory behind them, and the loss if labels came.
 
         Raises:
             InputError: If shapes do not fit, or ratios are random and there is no seed.
@@ -295,27 +285,11 @@ class UltraGist:
         return replace(out, memory=replace(out.memory, fingerprint=model, tokenizer_fingerprint=tokenizer))
 
     def generate(self, pieces: Any, **settings: Any) -> Any:
-        """Answer one prompt or several; see `ultragist_rag.memory.generate.generate`.
-
-        Args:
-            pieces: Texts, token ids of shape (1, tokens) and memories in reading order, in a list; or a list of lists.
-            settings: max_new_tokens, do_sample, stop, seed, progressive, return_ids and more.
-
-        Returns:
-            The answer, or a list of answers.
-        """
+        """Answer one prompt (texts, ids and memories in a list) or several; see `memory.generate.generate`."""
         return generate(self, pieces, **settings)
 
     def stream(self, pieces: Any, **settings: Any) -> Iterator[Any]:
-        """Answer one prompt piece by piece; see `ultragist_rag.memory.stream.stream`.
-
-        Args:
-            pieces: Texts, token ids of shape (1, tokens) and memories in reading order, in a list.
-            settings: As `generate`.
-
-        Returns:
-            An iterator over parts of the answer; closing it stops decoding within one token.
-        """
+        """Answer a prompt bit by bit, until it is closed; see `memory.stream.stream`."""
         return stream(self, pieces, **settings)
 
     def save_pretrained(
@@ -345,9 +319,7 @@ class UltraGist:
         """Give the engine itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 
@@ -368,7 +340,7 @@ class UltraGist:
             return
         self._warned = True
         warnings.warn(
-            "the authors did not train this checkpoint on independently compressed documents. Calibrate before you rely "
-            "on it (compare answers from composed memories, joint=True and plain text), or compress with joint=True.",
+            "the authors did not train this checkpoint on independently compressed documents. Calibrate before you "
+            "rely on it (compare answers from composed memories, joint=True and plain text), or pass joint=True.",
             stacklevel=3,
         )

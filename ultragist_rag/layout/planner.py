@@ -50,12 +50,12 @@ class Step:
     @property
     def is_gist(self) -> NDArray[np.bool_]:
         """For each new row, whether it is a gist."""
-        return self.rows.kind == GIST
+        return np.equal(self.rows.kind, GIST)
 
     @property
     def window_is_gist(self) -> NDArray[np.bool_]:
         """For each slot of the open window, past ones first, whether it holds a gist."""
-        return np.concatenate((self.past.kind[self.n_closed :], self.rows.kind)) == GIST
+        return np.equal(np.concatenate((self.past.kind[self.n_closed :], self.rows.kind)), GIST)
 
 
 def flush_reach(n_tokens: int, ratio: int) -> Ints:

@@ -76,9 +76,9 @@ def interleave_spans(attention: Attention, is_gist: NDArray[np.bool_], n_cached:
     Returns:
         Spans of the new rows.
     """
-    raw_to = np.cumsum(~is_gist)
-    gist_to = np.cumsum(is_gist)
+    raw_to: Ints = np.cumsum(~is_gist, dtype=np.int64)
+    gist_to: Ints = np.cumsum(is_gist, dtype=np.int64)
     zero = np.zeros_like(raw_to)
-    gist_from = zero if attention == "full-coverage" else np.where(is_gist, gist_to - 1, gist_to)
-    raw_from = np.where(is_gist, np.maximum(raw_to - reach_back, 0), 0) if attention == "segmentation" else zero
-    return Spans(*(span[n_cached:] for span in (raw_from, raw_to, gist_from, gist_to)))
+    gist_from: Ints = zero if attention == "full-coverage" else np.where(is_gist, gist_to - 1, gist_to)
+    raw_from: Ints = np.where(is_gist, np.maximum(raw_to - reach_back, 0), 0) if attention == "segmentation" else zero
+    return Spans(raw_from[n_cached:], raw_to[n_cached:], gist_from[n_cached:], gist_to[n_cached:])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,13 @@ from ultragist_rag.memory.windows import KV, keep_rows, run_steps
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.types import TokenIds
 
-__all__ = ["Ratios", "compress_ids", "ratio_plans"]
+__all__ = ["Ratios", "Tail", "compress_batches", "compress_ids", "ratio_plans"]
 
 Ratios = int | Sequence[int | Sequence[int]]
+Tail = Literal["flush", "raw"]
+
+_BATCH = 32
+"""Documents that are compressed side by side."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +94,7 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
     window: int | None = None,
     memories: Sequence[GistMemory | None] | None = None,
     joint: bool = False,
-    tail: Literal["flush", "raw"] = "flush",
+    tail: Tail = "flush",
     fingerprint: str = "",
 ) -> list[GistMemory]:
     """Condense token sequences into memories, window by window, all in one ragged batch.
@@ -144,6 +148,32 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
         memory if memory is not None and not len(ids) else maker.make(document, kv)
         for ids, memory, (document, _), kv in zip(documents, before, work, finished, strict=True)
     ]
+
+
+@torch.no_grad()
+def compress_batches(
+    attachment: Attachment, documents: Sequence[TokenIds], plans: Sequence[Sequence[int]], **settings: Any
+) -> list[GistMemory]:
+    """Condense any number of documents, some at a time, those of like length together, without gradients.
+
+    Args:
+        attachment: The model; its lock is held for one batch at a time.
+        documents: Token ids of each document.
+        plans: For each document, a ratio for each of its windows.
+        settings: As `compress_ids`.
+
+    Returns:
+        One memory per document, in order.
+    """
+    order = sorted(range(len(documents)), key=lambda place: len(documents[place]))
+    made: dict[int, GistMemory] = {}
+    for start in range(0, len(order), _BATCH):
+        rows = order[start : start + _BATCH]
+        with attachment.lock:
+            ratio = [plans[row] for row in rows]
+            batch = compress_ids(attachment, [documents[row] for row in rows], ratio=ratio, **settings)
+        made.update(zip(rows, batch, strict=True))
+    return [made[place] for place in range(len(documents))]
 
 
 def _run(

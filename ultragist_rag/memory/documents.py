@@ -1,15 +1,14 @@
-"""From what a caller gives as documents, texts or ids, to rows of token ids in batches.
+"""From what a caller gives as documents, texts or ids, to rows of token ids.
 
 Is        checks, tokenising, and the rule that a lead token is not part of a document.
 Flow      text -> [documents] -> engine.
-Change    what may be a document, how many are compressed side by side.
+Change    what may be a document.
 Not here  prompts -> pieces.py; the windows -> compress.py.
 Holds     text never becomes a special token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +19,7 @@ from ultragist_rag.memory.text import TextCodec
 from ultragist_rag.modeling.lead import prepended_token
 from ultragist_rag.types import TokenIds
 
-__all__ = ["batches_of_like_length", "ids_of_text", "ids_of_tensor"]
-
-_BATCH = 32
-"""Documents that are compressed side by side."""
+__all__ = ["ids_of_text", "ids_of_tensor"]
 
 
 def ids_of_text(text: str, tokenizer: Any, *, joint: bool, first: bool) -> TokenIds:
@@ -70,17 +66,3 @@ def ids_of_tensor(document: Tensor, vocab_size: int, lead_token: int | None) -> 
         low, high = int(ids.min()), int(ids.max())
         raise InputError(f"token ids lie between {low} and {high}, but the model has {vocab_size} tokens.")
     return (ids[1:] if len(ids) and int(ids[0]) == lead_token else ids).long()
-
-
-def batches_of_like_length(documents: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Group documents so that little is padded.
-
-    Args:
-        documents: Token ids of each.
-
-    Yields:
-        Places of the documents of one batch.
-    """
-    order = sorted(range(len(documents)), key=lambda place: len(documents[place]))
-    for start in range(0, len(order), _BATCH):
-        yield order[start : start + _BATCH]

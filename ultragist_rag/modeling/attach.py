@@ -29,7 +29,7 @@ __all__ = ["PREFIX", "Attachment", "attach"]
 
 PREFIX = "ultragist"
 _LETTERS = "qkvo"
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
 
 class _LayerHooks:

@@ -162,7 +162,7 @@ def _load_base(name: str, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     with _quiet():
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **options)
     model.eval()
     return model
 
@@ -191,7 +191,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

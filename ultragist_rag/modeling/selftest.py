@@ -76,7 +76,8 @@ def check_keys(attachment: Attachment) -> None:
     cos, sin = model_cos_sin(model, torch.arange(_N_TOKENS)[None])
     if len(cache.layers) != attachment.n_layers:
         raise UnsupportedModelError(f"{name} caches {len(cache.layers)} layers but has {attachment.n_layers}.")
-    for index, layer in enumerate(cache.layers):
+    layers: list[Any] = list(cache.layers)
+    for index, layer in enumerate(layers):
         keys, values = window.keys[index], window.values[index]
         if keys is None or values is None or keys.shape != layer.keys.shape:
             raise UnsupportedModelError(f"{name}: keys of layer {index} have another shape than its cache. {_ADVICE}")
