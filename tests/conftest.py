@@ -1,15 +1,66 @@
-"""Every test run checks the shapes that stand in the signatures, offline and on one thread per process.
+"""Every test run checks the shapes that stand in the signatures, and goes without the network.
 
-The hook is installed here, before anything imports the package, and nowhere else: at run time nothing is checked.
+The import hook is installed here, before anything imports the package, and nowhere else: run time checks nothing.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("ultragist_rag", "beartype.beartype")
+
+
+def make_tokenizer() -> Any:
+    """Byte-level BPE without merges: one token per byte, four special ones."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|bos|>", "<|end|>", "<|unk|>"]
+    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
+    backend.add_special_tokens(special)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def make_text_engine(seed: int = 0) -> Any:
+    """A tiny random engine with a tokenizer, so that texts can be compressed and asked."""
+    from ultragist_rag import GistConfig, UltraGist
+    from ultragist_rag.testing import randomise, tiny_model
+
+    tokenizer = make_tokenizer()
+    model = tiny_model(seed=seed, vocab_size=len(tokenizer), max_position_embeddings=4096)
+    config = GistConfig(window=64, ratio=4, ratios=(2, 4, 8), ratio_policy="step-random", lead_token=1)
+    engine = UltraGist.attach(model, tokenizer, config)
+    randomise(engine.gist_parameters().items(), seed + 1)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def text_engine() -> Any:
+    return make_text_engine()
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of two saved models that differ in their weights."""
+    folders = tmp_path_factory.mktemp("models") / "one", tmp_path_factory.mktemp("models") / "other"
+    for seed, folder in enumerate(folders):
+        make_text_engine(seed).save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture
+def own_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep key files out of the user's config folder."""
+    monkeypatch.setenv("ULTRAGIST_SECRET", "a secret of the tests, long enough")

@@ -320,7 +320,7 @@ def check_ratio(engine: UltraGist, ratio: int | None) -> int:
     Raises:
         InputError: If the model was not trained with it.
     """
-    choices = sorted({engine.config.ratio, *engine.config.choices})
+    choices = sorted({engine.config.ratio, *engine.config.choices} - {0})
     if ratio is None:
         return engine.config.ratio
     if ratio not in choices:
