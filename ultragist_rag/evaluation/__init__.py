@@ -1,0 +1,1 @@
+"""Evaluation: what a checkpoint answers from memories, held against the full text."""

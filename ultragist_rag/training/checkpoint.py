@@ -1,0 +1,96 @@
+"""Save and load the state of a training run: weights, optimiser, step. No pickle.
+
+Is        tensors to safetensors, numbers to JSON, written beside the old state and then renamed.
+Flow      [checkpoint] <- loop.
+Holds     a run that is stopped and resumed computes the numbers of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ultragist_rag.errors import TrainingError
+
+_STATE = "state.json"
+
+
+def save_state(
+    folder: Path, step: int, weights: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer], note: str
+) -> None:
+    """Write the state so that `folder` always holds a whole one.
+
+    Args:
+        folder: Where the state lies; replaced as a whole.
+        step: Optimiser steps done.
+        weights: Trained tensors by name.
+        optimizers: In the order of the run.
+        note: Text that a resumed run must repeat: its settings.
+    """
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(
+        {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}, fresh / "weights.safetensors"
+    )
+    for number, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()["state"]
+        tensors = {
+            f"{index}.{key}": torch.as_tensor(value).contiguous()
+            for index, entry in state.items()
+            for key, value in entry.items()
+        }
+        save_file(tensors, fresh / f"optimizer{number}.safetensors")
+    (fresh / _STATE).write_text(json.dumps({"step": step, "note": note}), encoding="utf-8")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    Path(fresh).replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(
+    folder: Path, weights: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer], note: str
+) -> int:
+    """Put a saved state back; return the steps done, 0 if there is none.
+
+    Raises:
+        TrainingError: If the state is damaged, or belongs to other settings.
+    """
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    if not folder.exists():
+        return 0
+    try:
+        state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        saved = load_file(folder / "weights.safetensors")
+        moments = [load_file(folder / f"optimizer{number}.safetensors") for number in range(len(optimizers))]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrainingError(
+            f"the training state in {folder} is damaged: {error}. Delete the folder to start over."
+        ) from error
+    if state["note"] != note:
+        raise TrainingError(f"{folder} holds a run with other settings. Choose another output, or delete it.")
+    if set(saved) != set(weights):
+        raise TrainingError(f"{folder} holds other tensors than the model. Choose another output, or delete it.")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            tensor.copy_(saved[name])
+    for optimizer, tensors in zip(optimizers, moments, strict=True):
+        whole = optimizer.state_dict()
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            entries.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({**whole, "state": entries})
+    return int(state["step"])

@@ -1,0 +1,124 @@
+"""Settings of a training run, read from YAML and checked once.
+
+Is        pydantic models; unknown keys and impossible values are refused with their place in the file.
+Flow      config -> [training config] -> loop.
+Change    add a setting here and a line to docs/training.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ultragist_rag.errors import TrainingError
+
+__all__ = ["Stage", "TrainConfig"]
+
+Mode = Literal["full", "independent", "joint", "stream"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stage(_Strict):
+    """One part of the curriculum: what is drawn, and how it is read.
+
+    `modes` shares the batches: `full` reads everything with full attention, `independent` compresses each document on
+    its own, `joint` compresses all documents as one stream, `stream` is the authors' progressive training on texts.
+    """
+
+    name: str
+    steps: int = Field(gt=0)
+    tokens: int = Field(gt=0, description="raw tokens per batch, about")
+    kinds: dict[str, float] = Field(min_length=1)
+    modes: dict[Mode, float] = Field(default={"full": 1.0}, min_length=1)
+    documents: tuple[int, int] = (1, 1)
+    lines: tuple[int, int] = (4, 8)
+    questions: int = Field(default=6, gt=0)
+    max_chars: int = Field(default=1000, ge=100)
+    ratios: tuple[int, ...] = (2, 4, 4, 8, 16)
+    windows: tuple[int, ...] = ()
+    raw_share: float = Field(default=0.1, ge=0, le=1, description="documents of a gist prompt that stay text")
+    text_weight: float = Field(default=0.0, ge=0, description="loss weight of document tokens under full attention")
+    lr: float | None = Field(default=None, gt=0, description="peak of this stage instead of the run's")
+
+
+class TrainConfig(_Strict):
+    """One training run; see docs/training.md for every key."""
+
+    output: Path
+    data: Path
+    source: Literal["countries", "jsonl"] = "jsonl"
+    texts: tuple[str, ...] = ("wikipedia-00",)
+    base: str | None = None
+    revision: str | None = None
+    model: dict[str, Any] = Field(default={}, description="settings of a Llama model trained from scratch")
+    vocabulary: int = Field(default=4096, ge=300)
+    gist: dict[str, Any] = {}
+    train_base: bool = True
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    lr: float = Field(default=1e-4, gt=0)
+    warmup: int = Field(default=100, ge=0)
+    decay: float = Field(default=0.3, ge=0, le=1, description="last share of all steps, over which lr falls to 5 %")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    longest: int = Field(default=1100, gt=0, description="samples with more tokens are drawn again")
+    seed: int = 0
+    mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(default=200, gt=0)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @classmethod
+    def read(cls, path: Path, **overrides: Any) -> TrainConfig:
+        """Read a YAML file; `overrides` that are not None replace keys of the file.
+
+        Raises:
+            TrainingError: If the file is missing, is no YAML, or a setting is wrong.
+        """
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise TrainingError(f"{path} cannot be read as YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise TrainingError(f"{path} holds no settings. See docs/training.md for an example.")
+        try:
+            return cls(**{**loaded, **{key: value for key, value in overrides.items() if value is not None}})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise TrainingError(f"{path} is not a valid training config: {problems}") from error
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def first_gist_step(self) -> int:
+        """Step at which the first stage with memories begins; the gist parameters start there as copies of the base."""
+        step = 0
+        for stage in self.stages:
+            if set(stage.modes) != {"full"}:
+                return step
+            step += stage.steps
+        return step
+
+    def stage_at(self, step: int) -> tuple[Stage, int]:
+        """The stage that a step of the run belongs to, and the step's number in it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise TrainingError(f"step {step} lies beyond the last stage.")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate: linear warm-up, flat (a stage may set its own level), linear decay at the end."""
+        stage, _ = self.stage_at(step)
+        peak = stage.lr or self.lr
+        falling = max(1.0, self.decay * self.n_steps)
+        left = (self.n_steps - step) / falling
+        return peak * min(1.0, (step + 1) / max(1, self.warmup)) * max(0.05, min(1.0, left))

@@ -1,0 +1,127 @@
+"""Losses of a batch of rows: full attention, independent documents, one joint stream.
+
+Is        rows in, one scalar out, through the same code that serves answers: `compress_ids` and `prompt_forward`.
+Flow      memory -> [objectives] -> loop.
+Paper     UltraGist, arXiv 2405.16635, section 3.3: a ratio is drawn for every window; loss on what follows.
+Change    what a mode puts into memories and what it leaves as text.
+Holds     gradients flow through all windows; weights of zero contribute nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ultragist_rag.memory.compress import compress_ids
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.prompt import prompt_forward
+from ultragist_rag.modeling.attach import Attachment
+from ultragist_rag.training.batches import Row
+from ultragist_rag.training.config import Stage
+
+Piece = Tensor | GistMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Mean weighted cross entropy, with gradient; `correct` is the share of tokens of full weight that were on top."""
+
+    value: Tensor
+    answer: float
+    correct: float
+
+
+def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
+    each = functional.cross_entropy(logits.float(), targets, reduction="none")
+    with torch.no_grad():
+        answers = weights >= 1
+        answer = each[answers].mean().item() if answers.any() else 0.0
+        correct = (logits[answers].argmax(-1) == targets[answers]).float().mean().item() if answers.any() else 0.0
+    return Loss((each * weights).sum() / weights.sum().clamp_min(1e-6), answer, correct)
+
+
+def full_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
+    """Loss with full attention over documents and turns, padded on the right."""
+    del rng
+    ids, weights = [], []
+    for row in rows:
+        line, weight = [lead], [0.0]
+        for document, separator in zip(row.documents, row.separators, strict=True):
+            line += [*document, *separator]
+            weight += [stage.text_weight] * len(document) + [0.0] * len(separator)
+        ids.append(torch.tensor([*line, *row.turns]))
+        weights.append(torch.tensor([*weight, *row.weights]))
+    inputs = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(attachment.device)
+    weight_rows = torch.nn.utils.rnn.pad_sequence(weights, batch_first=True).to(attachment.device)[:, 1:]
+    hidden = attachment.decoder(input_ids=inputs, use_cache=False).last_hidden_state[:, :-1]
+    chosen = weight_rows > 0
+    logits = attachment.model.get_output_embeddings()(hidden[chosen])
+    return _weighted(logits, inputs[:, 1:][chosen], weight_rows[chosen])
+
+
+def independent_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
+    """Loss of turns behind documents that were compressed one by one, some left as text."""
+    documents = [torch.tensor(document) for row in rows for document in row.documents]
+    raw = [rng.random() < stage.raw_share for _ in documents]
+    chosen = [document for document, keep in zip(documents, raw, strict=True) if not keep]
+    window = rng.choice(stage.windows) if stage.windows else None
+    ratios = [[rng.choice(stage.ratios) for _ in range(8)] for _ in chosen]
+    memories = iter(compress_ids(attachment, chosen, ratio=ratios, lead_token=lead, window=window) if chosen else ())
+    pieces: list[Piece] = [document if keep else next(memories) for document, keep in zip(documents, raw, strict=True)]
+    return _prompt_loss(attachment, rows, pieces, lead)
+
+
+def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
+    """Loss of turns behind one stream of all documents, lead token inside."""
+    streams = []
+    for row in rows:
+        parts = [lead]
+        for document, separator in zip(row.documents, row.separators, strict=True):
+            parts += [*document, *separator]
+        streams.append(torch.tensor(parts))
+    window = rng.choice(stage.windows) if stage.windows else None
+    ratios = [[rng.choice(stage.ratios) for _ in range(32)] for _ in streams]
+    memories = compress_ids(attachment, streams, ratio=ratios, window=window, joint=True)
+    prompts: list[list[Piece]] = [[memory, torch.tensor(row.turns)] for memory, row in zip(memories, rows, strict=True)]
+    return _turns_loss(attachment, rows, prompts)
+
+
+def _prompt_loss(attachment: Attachment, rows: Sequence[Row], pieces: Sequence[Piece], lead: int) -> Loss:
+    prompts: list[list[Piece]] = []
+    taken = iter(pieces)
+    for row in rows:
+        prompt: list[Piece] = [torch.tensor([lead])]
+        for separator in row.separators:
+            prompt.append(next(taken))
+            if separator:
+                prompt.append(torch.tensor(separator))
+        prompts.append([*prompt, torch.tensor(row.turns)])
+    return _turns_loss(attachment, rows, prompts)
+
+
+def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[Sequence[Piece]]) -> Loss:
+    """Loss of the weighted turns; the token in front of the turns has the first prediction, if it is a raw one."""
+    wanted, targets, weights = [], [], []
+    for row, prompt in zip(rows, prompts, strict=True):
+        before = sum(len(piece) for piece in prompt[:-1] if isinstance(piece, Tensor))
+        first = 0 if isinstance(prompt[-2], Tensor) else 1
+        weight = torch.tensor(row.weights)
+        index = torch.nonzero(weight[first:] > 0).flatten() + first
+        wanted.append(before + index - 1)
+        targets.append(torch.tensor(row.turns)[index])
+        weights.append(weight[index])
+    state = prompt_forward(attachment, prompts, wanted=wanted)
+    device = attachment.device
+    return _weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device))
+
+
+OBJECTIVES: dict[str, Callable[[Attachment, Sequence[Row], int, Stage, random.Random], Loss]] = {
+    "full": full_loss,
+    "independent": independent_loss,
+    "joint": joint_loss,
+}

@@ -1,0 +1,204 @@
+"""Draw training samples for the bundled model: documents, and questions that they answer.
+
+Is        a seeded source of `Sample`s: invented and real country profiles, factbook chunks, plain text.
+Flow      profiles, chunking -> [samples] -> batches.
+Change    which kinds there are and how a kind is drawn (one method each).
+Not here  token ids and loss masks -> batches.py.
+Holds     no text, figure or question of a held-out country is ever drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultragist_rag.chunking import split_document
+from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.country_fields import FIELDS, SECTIONS
+from ultragist_rag.training.profiles import (
+    Line,
+    facts_of,
+    held_out,
+    invented_facts,
+    invented_name,
+    profile_lines,
+    question,
+    read_figures,
+    scramble,
+)
+
+Pairs = list[tuple[str, str]]
+_VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,60})")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Documents in the order they are shown, and (question, answer) pairs about them; a plain text has no pairs."""
+
+    documents: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to draw: shares of the kinds, documents per sample, lines per document, questions per sample."""
+
+    kinds: Mapping[str, float]
+    documents: tuple[int, int] = (1, 1)
+    lines: tuple[int, int] = (4, 8)
+    questions: int = 4
+    max_chars: int = 1000
+
+
+def read_records(path: Path) -> list[dict[str, str]]:
+    """Records of a `.jsonl.xz` file.
+
+    Raises:
+        TrainingError: If the file is missing.
+    """
+    if not path.is_file():
+        raise TrainingError(f"{path} does not exist. Point `data` at the folder that holds train/ and qa_train/.")
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+class SampleSource:
+    """Draws samples from the data folder; equal generators draw equal samples.
+
+    Args:
+        data: Folder with `train/*.jsonl.xz` and `qa_train/*.jsonl.xz`.
+        texts: Names of training files used for plain text.
+    """
+
+    def __init__(self, data: Path, texts: Sequence[str] = ("wikipedia-00",)) -> None:
+        profiles = read_records(data / "train" / "factbook.jsonl.xz")
+        self.held_out = held_out([record["title"] for record in profiles])
+        kept = [record for record in profiles if record["title"] not in self.held_out]
+        self.facts = {record["title"]: facts_of(read_figures(record["text"])) for record in kept}
+        self.pool = {f.key: [facts[f.key] for facts in self.facts.values() if f.key in facts] for f in FIELDS}
+        self.chunks = [
+            (
+                record["title"].split(" (")[0],
+                [c for c in split_document(_body(record["text"]), record["title"]) if c.text],
+            )
+            for record in kept
+        ]
+        self.factbook_questions = self._factbook_questions(data)
+        self.texts = [record for name in texts for record in read_records(data / "train" / f"{name}.jsonl.xz")]
+        self.texts = [record for record in self.texts if not self._names_held_out(record.get("title", ""))]
+
+    def draw(self, recipe: Recipe, rng: random.Random) -> Sample:
+        """One sample of a kind drawn by the recipe's shares."""
+        kind = rng.choices(list(recipe.kinds), weights=list(recipe.kinds.values()))[0]
+        count = rng.randint(*recipe.documents)
+        documents, pairs = {
+            "labels": self._profiles,
+            "profile": self._profiles,
+            "factbook": self._factbook,
+            "text": self._text,
+        }[kind](recipe, count, rng, labels=kind == "labels")
+        rng.shuffle(documents)
+        rng.shuffle(pairs)
+        return Sample(tuple(documents), tuple(pairs[: recipe.questions]))
+
+    def _profiles(self, recipe: Recipe, count: int, rng: random.Random, *, labels: bool) -> tuple[list[str], Pairs]:
+        documents: list[str] = []
+        pairs: Pairs = []
+        shared = rng.choice(SECTIONS)
+        while len(documents) < count:
+            name, facts = self._place(rng)
+            sections = profile_lines(name, facts, rng)
+            same = count > 1 and len(documents) + 2 <= count and rng.random() < 0.6
+            chosen = rng.sample(SECTIONS, 2) if same else [shared if rng.random() < 0.5 else rng.choice(SECTIONS)]
+            for section in chosen:
+                lines = [line for line in sections[section] if line.field or rng.random() < 0.2]
+                keep = min(len(lines), rng.randint(*recipe.lines))
+                lines = [lines[i] for i in sorted(rng.sample(range(len(lines)), keep))]
+                documents.append(_document(name, section, lines, labels=labels))
+                pairs += [(question(line.field, name, rng), line.value) for line in lines if line.field]
+        return documents, pairs
+
+    def _place(self, rng: random.Random) -> tuple[str, dict[str, str]]:
+        if rng.random() < 0.2:
+            name = rng.choice(list(self.facts))
+            return name, self.facts[name] if rng.random() < 0.5 else invented_facts(self.pool, rng)
+        return invented_name(rng), invented_facts(self.pool, rng)
+
+    def _factbook(self, recipe: Recipe, count: int, rng: random.Random, *, labels: bool) -> tuple[list[str], Pairs]:
+        del labels
+        documents: list[str] = []
+        pairs: Pairs = []
+        while len(documents) < count:
+            title, chunks = rng.choice(self.chunks)
+            new = invented_name(rng) if rng.random() < 0.5 else title
+            for chunk in rng.sample(chunks, 2 if count > len(documents) + 1 and rng.random() < 0.5 else 1):
+                body, found = self._asked(title, chunk.text, rng)
+                if rng.random() < 0.7:
+                    kept = re.findall(r"^\w+|(?<=\n)\w+", body) + re.findall(r"\w+", f"{title} {chunk.section}")
+                    seen = {word: word for word in kept}
+                    body = scramble(body, rng, 0.3, seen)
+                    found = [(q, scramble(a, rng, 0.0, seen)) for q, a in found]
+                documents.append(body.replace(title, new))
+                pairs += [(q.replace(title, new), a.replace(title, new)) for q, a in found]
+        return documents, pairs
+
+    def _asked(self, title: str, text: str, rng: random.Random) -> tuple[str, Pairs]:
+        """The chunk (perhaps shortened) and every question it answers."""
+        pairs = [(q, a) for q, a in self.factbook_questions.get(title, []) if a in text]
+        for line in text.splitlines():
+            match = _VALUE.match(line)
+            if match and "total" not in match.group(1):
+                label = match.group(1)
+                label = label[0].lower() + label[1:]
+                pairs.append((rng.choice(_GENERIC).format(n=label, c=title), match.group(2).strip().rstrip(",")))
+        return text, pairs
+
+    def _factbook_questions(self, data: Path) -> dict[str, Pairs]:
+        pairs: dict[str, Pairs] = {}
+        wordings = {w: f.train_wordings() for f in FIELDS for w in f.questions}
+        for record in read_records(data / "qa_train" / "factbook_template_qa.jsonl.xz"):
+            title = record["title"]
+            if title in self.held_out:
+                continue
+            for qa in record["qas"]:  # type: ignore[attr-defined]
+                asked = qa["question"].replace(title, "{c}")
+                for wording in (asked, *wordings.get(asked, ())):
+                    pairs.setdefault(title, []).append((wording.replace("{c}", title), qa["answers"][0]))
+        return pairs
+
+    def _text(self, recipe: Recipe, count: int, rng: random.Random, *, labels: bool) -> tuple[list[str], Pairs]:
+        del labels, count
+        text = rng.choice(self.texts)["text"]
+        start = rng.randrange(max(1, len(text) - recipe.max_chars))
+        return [text[start : start + recipe.max_chars]], []
+
+    def _names_held_out(self, title: str) -> bool:
+        return any(name in title for name in self.held_out)
+
+
+_GENERIC = (
+    "What is the {n} of {c}?",
+    "What is {c}'s {n}?",
+    "Give the {n} of {c}.",
+    "For {c}, what is the {n}?",
+    "State {c}'s {n}.",
+    "What is the {n} in {c}?",
+)
+
+
+def _body(text: str) -> str:
+    """A factbook record without its title line's suffix."""
+    return re.sub(r"^# .*\n", "", text, count=1)
+
+
+def _document(name: str, section: str, lines: Sequence[Line], *, labels: bool) -> str:
+    if labels:
+        body = "\n".join(f"{line.field.label}: {line.value}" for line in lines if line.field)
+    else:
+        body = "\n".join(line.text for line in lines)
+    return f"{name} - {section}\n\n{body}"

@@ -1,0 +1,128 @@
+"""Make what a training run starts from: tokenizer, model, gist modules, samples.
+
+Is        the one place that decides between a model from scratch and a base from disk or hub.
+Flow      config, samples -> [setup] -> loop.
+Change    the architecture or the tokenizer of models trained from scratch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from ultragist_rag.config import GistConfig
+from ultragist_rag.modeling.attach import Attachment
+from ultragist_rag.training.config import TrainConfig
+from ultragist_rag.training.jsonl import JsonlSource
+from ultragist_rag.training.samples import Recipe, Sample, SampleSource
+
+PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}Question: {{ message['content'] }}\nAnswer:"
+    "{% else %} {{ message['content'] }}{{ eos_token }}\n{% endif %}{% endfor %}"
+)
+_TOKENIZER_SAMPLES = (("profile", 6000), ("factbook", 5000), ("text", 2500))
+
+
+class Source(Protocol):
+    """Anything that draws samples."""
+
+    def draw(self, recipe: Recipe, rng: random.Random) -> Sample:
+        """Draw one sample."""
+
+
+def make_source(config: TrainConfig) -> Source:
+    """The sample source that the config names."""
+    if config.source == "countries":
+        return SampleSource(config.data, config.texts)
+    return JsonlSource(config.data)
+
+
+def make_tokenizer(config: TrainConfig, source: Source) -> Any:
+    """Byte-level BPE with single digits, trained on samples; or the base's own.
+
+    Returns:
+        A fast Hugging Face tokenizer.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if config.base:
+        return AutoTokenizer.from_pretrained(config.base, revision=config.revision)
+    path = config.output / "tokenizer.json"
+    if not path.is_file():
+        config.output.mkdir(parents=True, exist_ok=True)
+        _train_tokenizer(config, source).save(str(path))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    tokenizer.model_max_length = config.model.get("max_position_embeddings", 2048)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _train_tokenizer(config: TrainConfig, source: Source) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_texts(config, source), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return tokenizer
+
+
+def _tokenizer_texts(config: TrainConfig, source: Source) -> Iterator[str]:
+    rng = random.Random(config.seed)
+    kinds = _TOKENIZER_SAMPLES if config.source == "countries" else (("text", 5000),)
+    for kind, count in kinds:
+        for _ in range(count):
+            sample = source.draw(Recipe({kind: 1.0}, (1, 1), (4, 11), 20), rng)
+            yield sample.documents[0]
+            yield from (f"Question: {question}\nAnswer: {answer}" for question, answer in sample.pairs[:4])
+
+
+def make_model(config: TrainConfig, tokenizer: Any) -> Any:
+    """A Llama model with random weights, or the base from a folder or hub id."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    if config.base:
+        return AutoModelForCausalLM.from_pretrained(config.base, revision=config.revision)
+    torch.manual_seed(config.seed)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        **config.model,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings))
+
+
+def gist_config(config: TrainConfig) -> GistConfig:
+    """Gist settings of the run."""
+    return GistConfig.from_dict(config.gist)
+
+
+def copy_base_into_gists(attachment: Attachment) -> None:
+    """Make the gist parameters copies of the base projections and of the end token's embedding, as they are now."""
+    end = attachment.model.config.eos_token_id
+    sources = dict(attachment.model.named_parameters())
+    with torch.no_grad():
+        for name, value in attachment.parameters().items():
+            if name.endswith("embed_tokens.weight"):
+                value.copy_(attachment.decoder.embed_tokens.weight[end : end + 1])
+            elif attachment.config.rank is None:
+                value.copy_(sources[name.replace("ultragist_", "")])
