@@ -8,10 +8,13 @@ Change    add an alias when a shape crosses a module border.
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["BatchIds", "BatchMask", "Hidden", "LayerKV", "Logits", "TokenIds", "VisibilityMask"]
+__all__ = ["BatchIds", "BatchMask", "Hidden", "LayerKV", "Logits", "PastPositions", "RaggedIds", "TokenIds", "VisibilityMask"]
 
 TokenIds = Int[Tensor, "tokens"]
 """Token ids of one sequence, without a batch axis."""
+
+RaggedIds = Int[Tensor, "_"]
+"""Token ids of one of several sequences, whose lengths differ."""
 
 BatchIds = Int[Tensor, "batch tokens"]
 """Token ids of several sequences of one length."""
@@ -19,14 +22,17 @@ BatchIds = Int[Tensor, "batch tokens"]
 BatchMask = Bool[Tensor, "batch tokens"]
 """One flag for each token of a batch."""
 
-Hidden = Float[Tensor, "batch tokens hidden"]
-"""Hidden states."""
+Hidden = Float[Tensor, "batch rows hidden"]
+"""Hidden states of the rows of a step."""
 
 LayerKV = Float[Tensor, "1 kv_heads slots head_dim"]
 """Keys (before RoPE) or values of one layer of one memory."""
 
 Logits = Float[Tensor, "batch tokens vocab"]
 """Scores over the vocabulary."""
+
+PastPositions = Int[Tensor, "one_or_batch past"]
+"""Positions of slots in front; one row serves the whole batch."""
 
 VisibilityMask = Bool[Tensor, "batch 1 queries keys"]
 """What each query may attend to: True is visible."""

@@ -26,7 +26,7 @@ from ultragist_rag.memory.memory import GistMemory, Progress
 from ultragist_rag.memory.segments import segments_of, table_of
 from ultragist_rag.memory.windows import KV, keep_rows, run_steps
 from ultragist_rag.modeling.attach import Attachment
-from ultragist_rag.types import TokenIds
+from ultragist_rag.types import RaggedIds
 
 __all__ = ["Ratios", "Tail", "compress_batches", "compress_ids", "ratio_plans"]
 
@@ -87,7 +87,7 @@ class _Document:
 
 def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keyword
     attachment: Attachment,
-    documents: Sequence[TokenIds],
+    documents: Sequence[RaggedIds],
     *,
     ratio: Ratios,
     lead_token: int | None = None,
@@ -152,7 +152,7 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
 
 @torch.no_grad()
 def compress_batches(
-    attachment: Attachment, documents: Sequence[TokenIds], plans: Sequence[Sequence[int]], **settings: Any
+    attachment: Attachment, documents: Sequence[RaggedIds], plans: Sequence[Sequence[int]], **settings: Any
 ) -> list[GistMemory]:
     """Condense any number of documents, some at a time, those of like length together, without gradients.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.rope import model_cos_sin, rotate
 from ultragist_rag.modeling.window import Window
-from ultragist_rag.types import BatchIds, Hidden, VisibilityMask
+from ultragist_rag.types import BatchIds, Hidden, PastPositions, VisibilityMask
 
 __all__ = ["Encoded", "encode"]
 
@@ -46,7 +46,7 @@ def encode(
     *,
     positions: BatchIds,
     visible: VisibilityMask,
-    past: tuple[Sequence[Tensor], Sequence[Tensor], BatchIds] | None = None,
+    past: tuple[Sequence[Tensor], Sequence[Tensor], PastPositions] | None = None,
     gist_rows: Tensor | None = None,
 ) -> Encoded:
     """Run rows through the decoder.
