@@ -152,6 +152,13 @@ class Trainer:
         engine.save_pretrained(folder)
         return folder
 
+    def _save_base(self) -> None:
+        """Keep the model as it is before gist training: the denominator of retention."""
+        gists = self.attachment.parameters()
+        weights = {name: value for name, value in self.attachment.model.state_dict().items() if name not in gists}
+        self.attachment.model.save_pretrained(self.config.output / "base", state_dict=weights)
+        self.tokenizer.save_pretrained(self.config.output / "base")
+
     def batch(self, stage: Stage, number: int) -> list[Row]:
         """Rows of one batch of a stage; batches are drawn in groups and sorted by length."""
         key = (stage.name, number // _GROUP)
@@ -190,6 +197,7 @@ class Trainer:
         mode = random.Random(seed).choices(list(stage.modes), weights=list(stage.modes.values()))[0]
         if step == self.config.first_gist_step and step and self.config.train_base:
             copy_base_into_gists(self.attachment)
+            self._save_base()
         rows = self.batch(stage, number)
         lr = self.config.lr_at(step)
         for optimizer in optimizers:

@@ -1,0 +1,85 @@
+"""Answer cases from the full text, from memories, or from nothing.
+
+Is        one function for each way to show the documents to the model; batches through the front door.
+Flow      heldout, engine -> [answering] -> report.
+Change    how a prompt is laid out, which methods there are.
+Holds     all methods ask the same questions in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from ultragist_rag.engine import UltraGist
+from ultragist_rag.evaluation.heldout import Case
+from ultragist_rag.memory.memory import GistMemory
+
+_JOIN = "\n\n"
+_MAX_NEW_TOKENS = 96
+Pieces = list[str | GistMemory]
+
+
+def predict(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None, batch: int = 16) -> list[str]:
+    """Answers of one method.
+
+    Args:
+        engine: The model.
+        cases: Questions with documents.
+        method: `full`, `composed` (documents compressed one by one), `joint` (one stream) or `closed` (no document).
+        ratio: Raw tokens per gist, for the two methods with memories.
+        batch: Prompts decoded together.
+
+    Returns:
+        One answer per case, without surrounding blanks.
+    """
+    lay_out = _LAYOUTS[method]
+    answers: list[str] = []
+    name = method if ratio is None else f"{method} x{ratio}"
+    with tqdm(total=len(cases), desc=name, unit="question") as bar:
+        for start in range(0, len(cases), batch):
+            part = cases[start : start + batch]
+            prompts = lay_out(engine, part, ratio)
+            settings: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False, "stop": ["\n"]}
+            answers += [text.strip() for text in engine.generate(prompts, **settings)]
+            bar.update(len(part))
+    return answers
+
+
+def _question(case: Case) -> str:
+    return f"Question: {case.question}\nAnswer:"
+
+
+def _full(_engine: UltraGist, cases: Sequence[Case], _ratio: int | None) -> list[Pieces]:
+    return [[_JOIN.join((*case.documents, _question(case)))] for case in cases]
+
+
+def _closed(_engine: UltraGist, cases: Sequence[Case], _ratio: int | None) -> list[Pieces]:
+    return [[_question(case)] for case in cases]
+
+
+def _composed(engine: UltraGist, cases: Sequence[Case], ratio: int | None) -> list[Pieces]:
+    documents = list(dict.fromkeys(document for case in cases for document in case.documents))
+    memories = dict(zip(documents, engine.compress(documents, ratio=ratio), strict=True))
+    prompts: list[Pieces] = []
+    for case in cases:
+        pieces: Pieces = []
+        for document in case.documents:
+            pieces += [memories[document], _JOIN]
+        prompts.append([*pieces[:-1], _JOIN + _question(case)])
+    return prompts
+
+
+def _joint(engine: UltraGist, cases: Sequence[Case], ratio: int | None) -> list[Pieces]:
+    memories = engine.compress([_JOIN.join(case.documents) + _JOIN for case in cases], ratio=ratio, joint=True)
+    return [[memory, _question(case)] for memory, case in zip(memories, cases, strict=True)]
+
+
+_LAYOUTS: dict[str, Callable[[UltraGist, Sequence[Case], int | None], list[Pieces]]] = {
+    "full": _full,
+    "closed": _closed,
+    "composed": _composed,
+    "joint": _joint,
+}

@@ -1,0 +1,104 @@
+"""Measure a model on the held-out countries and tell what its memories keep.
+
+Is        the loop over methods, its rows, and their table.
+Flow      heldout, answering, metrics -> [report] -> cli.
+Change    which methods and ratios are measured, what a row says.
+Holds     retention is against the best full-text score of all models given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from rich.table import Table
+
+from ultragist_rag.engine import UltraGist
+from ultragist_rag.evaluation.answering import predict
+from ultragist_rag.evaluation.heldout import Case
+from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mean, retention
+
+RATIOS = (2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method on one set: exact match and retention, each with its 95 % interval."""
+
+    task: str
+    method: str
+    ratio: int | None
+    questions: int
+    exact_match: tuple[float, float, float]
+    retention: tuple[float, float, float]
+    heldout_wording: float
+
+    def to_dict(self) -> dict[str, object]:
+        """The row for JSON."""
+        return asdict(self)
+
+
+def measure(
+    task: str,
+    cases: Sequence[Case],
+    engine: UltraGist,
+    base: UltraGist | None = None,
+    ratios: Sequence[int] = RATIOS,
+) -> list[Row]:
+    """Full text, memories composed and joint at every ratio, and no document, on one set of cases.
+
+    Args:
+        task: Name of the set.
+        cases: Its questions.
+        engine: The model measured.
+        base: The model before gist training; if its full-text score is higher, retention is against it.
+        ratios: Raw tokens per gist.
+
+    Returns:
+        One row per method and ratio.
+    """
+    plan: list[tuple[str, int | None]] = [("full", None)]
+    plan += [(method, ratio) for method in ("composed", "joint") for ratio in ratios]
+    plan.append(("closed", None))
+    scores = {step: _scores(engine, cases, *step) for step in plan}
+    full = scores["full", None]
+    rows = []
+    if base is not None:
+        before = _scores(base, cases, "full", None)
+        full = before if before.mean() > full.mean() else full
+        scores = {("full, before gist training", None): before, **scores}
+    reworded = np.array([case.heldout for case in cases])
+    for (method, ratio), values in scores.items():
+        asked = values[reworded].mean() if reworded.any() else float("nan")
+        kept = bootstrap(retention, values, full)
+        rows.append(Row(task, method, ratio, len(cases), bootstrap(mean, values), kept, float(asked)))
+    return rows
+
+
+def _scores(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None) -> Scores:
+    answers = predict(engine, cases, method, ratio)
+    return np.array([exact_match(a, case.answers) for a, case in zip(answers, cases, strict=True)], dtype=np.float64)
+
+
+def table(rows: Sequence[Row] | Sequence[Mapping[str, object]]) -> Table:
+    """The rows as a rich table."""
+    out = Table("set", "method", "ratio", "exact match (95 %)", "kept (95 %)", "unseen wordings", "questions")
+    for row in rows:
+        entry = row.to_dict() if isinstance(row, Row) else row
+        match, kept = entry["exact_match"], entry["retention"]
+        out.add_row(
+            str(entry["task"]),
+            str(entry["method"]),
+            "" if entry["ratio"] is None else str(entry["ratio"]),
+            _interval(match),
+            _interval(kept),
+            f"{entry['heldout_wording']:.3f}",
+            str(entry["questions"]),
+        )
+    return out
+
+
+def _interval(values: object) -> str:
+    value, low, high = values  # type: ignore[misc]
+    return f"{value:.3f} ({low:.3f}-{high:.3f})"
