@@ -158,12 +158,27 @@ def demo(
 @app.command()
 @_one_line_errors
 def train(
-    config: Annotated[Path, typer.Option("--config", help="YAML file; see docs/cli.md.")],
+    config: Annotated[Path, typer.Option("--config", help="YAML file; see docs/training.md.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Data folder, instead of the one in the file.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder of the run, instead of the file's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Try one batch of every stage, change nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train gist parameters, and the base model if the file says so."""
-    from ultragist_rag.training import run
+    """Train gist parameters, and the base model if the file says so; a run that was stopped goes on."""
+    from ultragist_rag.training.config import TrainConfig
+    from ultragist_rag.training.loop import Trainer
 
-    run(config)
+    trainer = Trainer(TrainConfig.read(config, data=data, output=output))
+    if not dry_run:
+        typer.echo(str(trainer.run()))
+        return
+    from ultragist_rag.console import print_json, print_record
+
+    report = trainer.dry_run()
+    if as_json:
+        print_json(report)
+    else:
+        print_record(report)
 
 
 def _parse_ratio(ratio: str) -> int | None:

@@ -23,7 +23,7 @@ from rich.text import Text
 from ultragist_rag.pipeline import Answer, IndexReport
 from ultragist_rag.store import StoreProgress
 
-__all__ = ["print_answers", "print_json", "print_report", "progress_bar"]
+__all__ = ["print_answers", "print_json", "print_record", "print_report", "progress_bar"]
 
 _WIDTH_IN_FILES = 140
 
@@ -31,11 +31,12 @@ _WIDTH_IN_FILES = 140
 @contextmanager
 def progress_bar() -> Iterator[Callable[[StoreProgress], None]]:
     """Show a bar on stderr while a store compresses; yields what it is to be told."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Compressing", total=None)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Compressing", visible=False)
 
         def show(report: StoreProgress) -> None:
-            bar.update(task, completed=report.n_compressed, total=report.n_texts - report.n_hits)
+            bar.update(task, completed=report.n_compressed, total=report.n_texts - report.n_hits, visible=True)
 
         yield show
 
@@ -49,6 +50,12 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def print_record(record: Any) -> None:
+    """Print a record, one line per field."""
+    for name, value in asdict(record).items():
+        typer.echo(f"{name.removeprefix('n_').replace('_', ' ')}: {value:,}")
 
 
 def print_report(report: IndexReport) -> None:

@@ -311,21 +311,25 @@ def check_ratio(engine: UltraGist, ratio: int | None) -> int:
     """Return the ratio to use.
 
     Args:
-        engine: Whose config lists the ratios it was trained with.
+        engine: Whose config may list the ratios it was trained with.
         ratio: Wish; None for the default.
 
     Returns:
         The ratio.
 
     Raises:
-        InputError: If the model was not trained with it.
+        InputError: If it is not in that list, or larger than the window.
     """
-    choices = sorted({engine.config.ratio, *engine.config.choices} - {0})
     if ratio is None:
         return engine.config.ratio
-    if ratio not in choices:
+    choices = sorted({engine.config.ratio, *engine.config.ratios} - {0})
+    if engine.config.ratios and ratio not in choices:
         known = ", ".join(map(str, choices))
         raise InputError(f"ratio {ratio} is unknown to this model, which was trained with {known}. Use one of these.")
+    if ratio > engine.config.window:
+        raise InputError(
+            f"ratio {ratio} is unknown to this model: its window has {engine.config.window} tokens. Use a smaller one."
+        )
     return ratio
 
 
