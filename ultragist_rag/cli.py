@@ -69,10 +69,11 @@ def _fail(message: str) -> None:
     raise typer.Exit(2)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"ultragist-rag {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
