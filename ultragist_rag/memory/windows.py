@@ -22,7 +22,7 @@ from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.encode import encode
 from ultragist_rag.types import BatchIds, Hidden
 
-__all__ = ["KV", "check_positions", "keep_rows", "run_steps"]
+__all__ = ["KV", "check_positions", "keep_rows", "run_steps", "step_mask"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +96,7 @@ def run_steps(
         attachment,
         ids_on_device,
         positions=torch.from_numpy(positions).to(device),
-        visible=_visible(steps, n_lead, n_past, n_rows, device),
+        visible=step_mask(steps, n_lead, n_past, n_rows, device),
         past=past,
         gist_rows=torch.from_numpy(rows).to(device) if len(rows) else None,
     )
@@ -154,7 +154,7 @@ def _past_positions(steps: Sequence[Step], n_past: int) -> np.ndarray:
     return rows
 
 
-def _visible(steps: Sequence[Step], n_lead: int, n_past: int, n_rows: int, device: torch.device) -> Tensor:
+def step_mask(steps: Sequence[Step], n_lead: int, n_past: int, n_rows: int, device: torch.device) -> Tensor:
     """Build the bool mask (batch, 1, rows, past + rows) from the spans, for all sequences at once."""
     n_keys = n_past + n_rows
     always = np.zeros((len(steps), 1, n_keys), bool)
