@@ -248,6 +248,28 @@ def test_a_model_in_training_mode_is_asked_in_eval_mode_and_left_as_it_was():
     assert [module.training for module in model.modules()] == modes
 
 
+def test_large_batches_and_unlike_prompts_are_answered_in_groups(engine):
+    memory = random_memory(engine.attachment.model, 120, lead_token=1)
+    batch = [[memory, " fox"], ["the fox " * 15], *([f"dog {n}"] for n in range(40))]  # side by side beyond 256 columns
+    together = ids_of(engine, batch, max_new_tokens=4)
+    for pieces, ids in zip(batch[:6], together, strict=False):
+        assert torch.equal(ids, ids_of(engine, pieces, max_new_tokens=4))
+    assert len(together) == 42
+
+
+def test_a_sliding_window_never_hides_part_of_a_prompt():
+    """A batch is padded to more columns than the window has, though each prompt has fewer."""
+    engine = asking_engine("mistral", sliding_window=40)
+    memory = random_memory(engine.attachment.model, 30, lead_token=1)
+    batch = [[memory, " a"], [torch.full((1, 26), 7)]]
+    wide = asking_engine("mistral", sliding_window=None)
+    assert [ids.tolist() for ids in ids_of(engine, batch, max_new_tokens=4)] == [
+        ids_of(wide, pieces, max_new_tokens=4).tolist() for pieces in batch
+    ]
+    with pytest.raises(ContextOverflowError, match="has 40"):
+        generate(engine, [memory, " a"], max_new_tokens=10)
+
+
 def test_what_does_not_fit_is_refused_before_anything_runs(engine):
     memory = random_memory(engine.attachment.model, 100, lead_token=1)
     with pytest.raises(ContextOverflowError, match=r"200 memory slots"):

@@ -27,6 +27,9 @@ from ultragist_rag.memory.text import Detokenizer, TextCodec
 
 __all__ = ["Answer", "answer", "askable", "decode", "generate"]
 
+_MAX_ROWS = 32
+"""Answers that are decoded side by side."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -94,7 +97,8 @@ def answer(
     """
     prompts = askable(engine, batch, decoding, progressive=progressive)
     decoder = decode_progressively if progressive else decode
-    rows = iter(decoder(engine, prompts, decoding))
+    groups = _groups(prompts, decoding, engine.attachment.n_positions)
+    rows = iter([row for group in groups for row in decoder(engine, group, decoding)])
     return [
         [_answer(engine, prompt, next(rows), decoding) for _ in range(decoding.num_return_sequences)]
         for prompt in prompts
@@ -125,6 +129,23 @@ def askable(
     if not progressive:
         check_fit(prompts, decoding.max_new_tokens, engine.attachment.n_positions)
     return prompts
+
+
+def _groups(prompts: Sequence[Any], decoding: Decoding, n_positions: int) -> list[list[Any]]:
+    """Split a batch into groups that are decoded side by side, in order.
+
+    A group has few rows, and with its padding no more columns than a prompt may have: a sliding window counts columns.
+    """
+    groups: list[list[Any]] = []
+    for prompt in prompts:
+        joined = [*groups[-1], prompt] if groups else []
+        counts = [count_prompt(one) for one in joined]
+        columns = sum(map(max, zip(*counts, strict=True))) + decoding.max_new_tokens if joined else 0
+        if joined and columns <= n_positions and len(joined) * decoding.rows <= _MAX_ROWS:
+            groups[-1] = joined
+        else:
+            groups.append([prompt])
+    return groups
 
 
 @torch.no_grad()

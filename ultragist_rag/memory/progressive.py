@@ -61,6 +61,8 @@ def decode_progressively(
 
 
 def _decode(engine: Any, ids: Tensor, memory: GistMemory | None, decoding: Decoding, streamer: Any) -> list[Tensor]:
+    if decoding.cancelled is not None and decoding.cancelled():  # while waiting for the lock
+        return [torch.empty(0, dtype=torch.long)] * decoding.num_return_sequences
     seed = {} if decoding.seed is None else {"seed": decoding.seed}
     ends = set(end_tokens(engine.attachment.model, engine.tokenizer, decoding))
     if streamer is not None:

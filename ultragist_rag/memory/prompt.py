@@ -137,9 +137,8 @@ def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> t
         cache.update(keys, values, number)
     past: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
     layers = decoder_of(model).layers
-    if model.training and getattr(
-        layers[0], "gradient_checkpointing", False
-    ):  # such layers run twice: no cache to grow
+    if model.training and getattr(layers[0], "gradient_checkpointing", False):
+        # Such a layer runs twice, so it refuses a cache that grows: memories go in by the hooks.
         window = Window(len(layers), None, tuple(zip(*in_front, strict=True)) or None)  # type: ignore[arg-type]
         cache, past = DynamicCache(), {"gist_window": window, "use_cache": False}
     n_tokens = [count_prompt(prompt)[1] for prompt in prompts]
