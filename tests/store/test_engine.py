@@ -40,7 +40,7 @@ def close(one, other):
 
 @pytest.mark.parametrize("ratio", [None, 1, 3, 8])
 def test_a_memory_put_by_hand_is_found_before_compressing(store, real, ratio):
-    for text in TEXTS:
+    for text in TEXTS if ratio is None else TEXTS[:2]:
         marker = store.put(real.compress(text, ratio=ratio), text=text)
         assert store.find(text, real, ratio=ratio) == marker
         assert store.get_or_compress(real, [text], ratio=ratio) == [marker]

@@ -4,7 +4,7 @@ Is        recipes of memories and of engines, which agree where the memory is th
 Flow      memory, refs, source -> [recipes] -> store.
 Change    what a store needs of an engine (`Compressor`).
 Not here  how ids are computed from recipes -> refs.py.
-Holds     `recipe_of(engine.compress(text, ratio=r)) == recipe_for(engine, r)`.
+Holds     `recipe_of(engine.compress(text, ratio=r)) == recipe_for(engine, r)`, texts shorter than r tokens aside.
 """
 
 from __future__ import annotations
@@ -76,16 +76,13 @@ def recipe_of(memory: GistMemory, ratio: int | None = None) -> Recipe:
         ratio: The ratio it was asked for; None to read it from its segments.
 
     Returns:
-        The recipe. Its ratio plan is one number where all gists have the same ratio.
+        The recipe. Its ratio plan is one number wherever one ratio makes this memory of its text.
     """
-    plan = [segment.ratio for segment in memory.segments if segment.kind == "gist" and segment.ratio is not None]
-    if ratio is not None or len(set(plan)) < 2:
-        plan = [ratio if ratio is not None else next(iter(plan), memory.config.ratio)]
     return Recipe(
         model=memory.fingerprint,
         tokenizer=memory.tokenizer_fingerprint,
         config=memory.config.to_dict(),
-        ratios=tuple(plan),
+        ratios=_plan(memory) if ratio is None else (ratio,),
         mode=("joint" if memory.joint else "independent") + ("+raw" if memory.n_raw_tail else ""),
         dtype=_name(memory.dtype),
     )
@@ -140,6 +137,22 @@ def repeat(engine: Compressor, records: Sequence[SourceRecord]) -> list[GistMemo
         for row, memory in zip(rows, memories, strict=True):
             made[row] = memory.seal().to(getattr(torch, dtype))
     return [made[row] for row in range(len(records))]
+
+
+def _plan(memory: GistMemory) -> tuple[int, ...]:
+    """Return the one ratio that explains all gists, that of the config if it does; else the ratios of the segments.
+
+    A last window shorter than the ratio has one gist whatever the ratio is, and tells nothing about it.
+    """
+    gists = [segment for segment in memory.segments if segment.kind == "gist"]
+    ratios = [segment.ratio or 0 for segment in gists]
+    body, rest = ratios, 0
+    if gists and gists[-1].stop - gists[-1].start == 1:
+        body, rest = ratios[:-1], ratios[-1]
+    for ratio in (memory.config.ratio, max(ratios, default=0)):
+        if set(body) <= {ratio} and rest <= ratio:
+            return (ratio,)
+    return tuple(ratios)
 
 
 def _name(dtype: torch.dtype) -> str:
