@@ -74,6 +74,10 @@ def check_keys(attachment: Attachment) -> None:
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, gist_window=window).logits
         hidden = attachment.decoder(input_ids=ids, use_cache=False).last_hidden_state
     cos, sin = model_cos_sin(model, torch.arange(_N_TOKENS)[None])
+    if cos.shape[-1] != attachment.head_dim:
+        raise UnsupportedModelError(
+            f"{name} rotates {cos.shape[-1]} of {attachment.head_dim} numbers of every head. {_ADVICE}"
+        )
     if len(cache.layers) != attachment.n_layers:
         raise UnsupportedModelError(f"{name} caches {len(cache.layers)} layers but has {attachment.n_layers}.")
     layers: list[Any] = list(cache.layers)
