@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.memory.memory import GistMemory, Segment
+from ultragist_rag.modeling.rope import model_cos_sin, rotate
 
 FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 SIZES = {
@@ -81,3 +82,21 @@ def random_memory(model, slots, seed=0, **settings):
 
 def random_ids(n, seed=0):
     return torch.randint(2, 100, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def slow_logits(model, prompt):
+    """Piece by piece with a tuple of keys and values that is put together by hand, one token at a time."""
+    cache, position, logits = DynamicCache(), 0, []
+    for piece in prompt:
+        if isinstance(piece, GistMemory):
+            for slot in range(piece.slots):
+                cos, sin = model_cos_sin(model, torch.tensor([[position]]))
+                for layer, (keys, values) in enumerate(zip(piece.keys, piece.values, strict=True)):
+                    cache.update(rotate(keys[:, :, slot : slot + 1], cos, sin), values[:, :, slot : slot + 1], layer)
+                position += 1
+        else:
+            for token in piece:
+                out = model(token.view(1, 1), past_key_values=cache, position_ids=torch.tensor([[position]]))
+                logits.append(out.logits[0, -1])
+                position += 1
+    return torch.stack(logits)

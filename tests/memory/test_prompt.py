@@ -1,11 +1,9 @@
 import pytest
 import torch
-from plain import as_attachment, capture, plain_model, random_ids, random_memory, slice_memory
+from plain import as_attachment, capture, plain_model, random_ids, random_memory, slice_memory, slow_logits
 
 from ultragist_rag.errors import InputError
-from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.prompt import count_prompt, prompt_forward
-from ultragist_rag.modeling.rope import model_cos_sin, rotate
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -19,26 +17,6 @@ def mixed_prompt(model, seed=0):
     """Two memories between three texts."""
     first, second = random_memory(model, 5, seed + 1), random_memory(model, 9, seed + 2)
     return [random_ids(4, seed), first, random_ids(3, seed + 3), second, random_ids(6, seed + 4)]
-
-
-def slow_logits(model, prompt):
-    """Piece by piece with a tuple of keys and values that is put together by hand, one token at a time."""
-    from transformers import DynamicCache
-
-    cache, position, logits = DynamicCache(), 0, []
-    for piece in prompt:
-        if isinstance(piece, GistMemory):
-            for slot in range(piece.slots):
-                cos, sin = model_cos_sin(model, torch.tensor([[position]]))
-                for layer, (keys, values) in enumerate(zip(piece.keys, piece.values, strict=True)):
-                    cache.update(rotate(keys[:, :, slot : slot + 1], cos, sin), values[:, :, slot : slot + 1], layer)
-                position += 1
-        else:
-            for token in piece:
-                out = model(token.view(1, 1), past_key_values=cache, position_ids=torch.tensor([[position]]))
-                logits.append(out.logits[0, -1])
-                position += 1
-    return torch.stack(logits)
 
 
 def test_a_token_sees_exactly_the_slots_and_tokens_in_front_of_it(model):
