@@ -1,9 +1,9 @@
-"""The command line: `ultragist-rag index`, `ask`, `demo`, `train`.
+"""The command line: `ultragist-rag index`, `ask`, `demo`, `train`, `evaluate`.
 
 Is        a typer app; each command calls one function and prints what it returns, as a table or, with --json, as JSON.
-Flow      pipeline, training -> [cli]. Importing it imports neither torch nor a framework: the commands do.
+Flow      pipeline, training, evaluation -> [cli]. Importing it imports neither torch nor a framework: the commands do.
 Change    commands and their options.
-Not here  what is done -> pipeline.py, training; how it looks -> console.py.
+Not here  what is done -> pipeline.py, training, evaluation; how it looks -> console.py.
 Holds     wrong input ends with one line on stderr and exit code 2; answers go to stdout, all else to stderr.
 """
 
@@ -31,6 +31,8 @@ HOME = Path(".ultragist")
 DEMO_FOLDER = Path("examples/corpus")
 DEMO_QUESTIONS = Path("examples/questions.txt")
 DEMO_HOME = Path(".ultragist-demo")
+CORPUS_QUESTIONS = Path("examples/corpus_questions.jsonl")
+TABLE_WIDTH = 120
 
 P = ParamSpec("P")
 Folder = Annotated[Path, typer.Argument(help="Folder with .txt and .md files.")]
@@ -180,6 +182,34 @@ def train(
         print_json(report)
     else:
         print_record(report)
+
+
+@app.command()
+@_one_line_errors
+def evaluate(  # noqa: PLR0913 - one parameter per option
+    model: Model = "bundled",
+    base: Annotated[str | None, typer.Option("--base", help="The model before gist training, as denominator.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Data folder; adds the factbook's own questions.")] = None,
+    corpus: Annotated[Path, typer.Option("--corpus", help="Folder of profiles.")] = DEMO_FOLDER,
+    questions: Annotated[Path, typer.Option("--questions", help="Their questions.")] = CORPUS_QUESTIONS,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only so many questions of each set.", min=1)] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File for the rows as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure answers about held-out countries: full text, memories at every ratio, composed and joint, no document."""
+    from ultragist_rag.evaluation.report import evaluate_model, table, write_rows
+
+    rows = evaluate_model(model, base, data, (corpus, questions), limit)
+    if output is not None:
+        write_rows(rows, output)
+    if as_json:
+        from ultragist_rag.console import print_json
+
+        print_json([row.to_dict() for row in rows])
+        return
+    from rich.console import Console
+
+    Console(width=TABLE_WIDTH).print(table(rows))
 
 
 def _parse_ratio(ratio: str) -> int | None:

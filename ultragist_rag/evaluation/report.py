@@ -8,15 +8,19 @@ Holds     retention is against the best full-text score of all models given.
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.evaluation.answering import predict
-from ultragist_rag.evaluation.heldout import Case
+from ultragist_rag.evaluation.heldout import Case, corpus_cases, factbook_cases
 from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mean, retention
 
 RATIOS = (2, 4, 8, 16, 32)
@@ -74,6 +78,45 @@ def measure(
         kept = bootstrap(retention, values, full)
         rows.append(Row(task, method, ratio, len(cases), bootstrap(mean, values), kept, float(asked)))
     return rows
+
+
+def evaluate_model(
+    model: str, base: str | None, data: Path | None, corpus: tuple[Path, Path], limit: int | None = None
+) -> list[Row]:
+    """Measure a model on the example corpus and, with a data folder, on the factbook's own chunks.
+
+    Args:
+        model: `bundled`, a folder or a hub id.
+        base: Folder or hub id of the model before gist training; its full-text score may be the denominator.
+        data: Folder with train/ and qa_train/.
+        corpus: Folder of profiles and file of questions.
+        limit: Only the first questions of each set.
+
+    Returns:
+        The rows of all sets.
+    """
+    sets = {"corpus": corpus_cases(*corpus)}
+    if data is not None:
+        sets["factbook"] = factbook_cases(data)
+    engine = UltraGist.from_pretrained(model)
+    before = None
+    if base is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*untrained.*")
+            before = UltraGist.from_pretrained(base)
+    return [row for name, cases in sets.items() for row in measure(name, cases[:limit], engine, before)]
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write rows as JSON, with the versions they were measured with."""
+    record = {"versions": versions(), "rows": [row.to_dict() for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    return {name: metadata.version(name) for name in ("torch", "transformers")}
 
 
 def _scores(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None) -> Scores:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.attach import Attachment, attach
+from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.training.batches import Row, RowMaker
 from ultragist_rag.training.checkpoint import load_state, save_state
 from ultragist_rag.training.config import Stage, TrainConfig
@@ -60,7 +61,7 @@ class TrainReport:
 class _Objective(nn.Module):
     """The loss as a module's forward, so that accelerate's wrappers (DDP, FSDP) see one call."""
 
-    def __init__(self, attachment: Attachment, lead: int) -> None:
+    def __init__(self, attachment: Attachment, lead: int | None) -> None:
         super().__init__()
         self.model = attachment.model
         self._attachment = attachment
@@ -235,9 +236,8 @@ class Trainer:
         made: list[torch.optim.Optimizer] = [Muon(matrices, lr=lr, weight_decay=decay)] if matrices else []
         return [*made, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0 if use_muon else decay)]
 
-    def _lead(self) -> int:
-        lead = self.tokenizer.bos_token_id
-        return int(lead if lead is not None else self.tokenizer.eos_token_id)
+    def _lead(self) -> int | None:
+        return find_lead_token(self.attachment.config.lead_token, self.tokenizer)
 
     def _note(self) -> str:
         return self.config.model_dump_json(exclude={"output", "data", "checkpoint_every", "stages"})

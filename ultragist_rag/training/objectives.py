@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ultragist_rag.errors import TrainingError
 from ultragist_rag.memory.compress import compress_ids
+from ultragist_rag.memory.forward import forward_ids
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.prompt import prompt_forward
 from ultragist_rag.modeling.attach import Attachment
@@ -25,6 +27,7 @@ from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
 
 Piece = Tensor | GistMemory
+_IGNORED = -100  # label that no loss counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,10 @@ class Loss:
     correct: float
 
 
+def _leading(lead: int | None) -> list[int]:
+    return [] if lead is None else [lead]
+
+
 def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
     each = functional.cross_entropy(logits.float(), targets, reduction="none")
     with torch.no_grad():
@@ -45,12 +52,12 @@ def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
     return Loss((each * weights).sum() / weights.sum().clamp_min(1e-6), answer, correct)
 
 
-def full_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
+def full_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random) -> Loss:
     """Loss with full attention over documents and turns, padded on the right."""
     del rng
     ids, weights = [], []
     for row in rows:
-        line, weight = [lead], [0.0]
+        line, weight = _leading(lead), [0.0] * len(_leading(lead))
         for document, separator in zip(row.documents, row.separators, strict=True):
             line += [*document, *separator]
             weight += [stage.text_weight] * len(document) + [0.0] * len(separator)
@@ -64,7 +71,9 @@ def full_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: Sta
     return _weighted(logits, inputs[:, 1:][chosen], weight_rows[chosen])
 
 
-def independent_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
+def independent_loss(
+    attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random
+) -> Loss:
     """Loss of turns behind documents that were compressed one by one, some left as text."""
     documents = [torch.tensor(document) for row in rows for document in row.documents]
     raw = [rng.random() < stage.raw_share for _ in documents]
@@ -76,11 +85,11 @@ def independent_loss(attachment: Attachment, rows: Sequence[Row], lead: int, sta
     return _prompt_loss(attachment, rows, pieces, lead)
 
 
-def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
+def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random) -> Loss:
     """Loss of turns behind one stream of all documents, lead token inside."""
     streams = []
     for row in rows:
-        parts = [lead]
+        parts = _leading(lead)
         for document, separator in zip(row.documents, row.separators, strict=True):
             parts += [*document, *separator]
         streams.append(torch.tensor(parts))
@@ -91,11 +100,51 @@ def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int, stage: St
     return _turns_loss(attachment, rows, prompts)
 
 
-def _prompt_loss(attachment: Attachment, rows: Sequence[Row], pieces: Sequence[Piece], lead: int) -> Loss:
+def stream_loss(
+    attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random
+) -> Loss:
+    """The paper's recipe: every row one sequence, condensed on the way, loss behind its first window.
+
+    Ratios follow `GistConfig.ratio_policy`. Text rows are labelled throughout, instruction rows at their answers (and
+    at their documents if the stage gives those a weight). Rows that fit into one window teach nothing and are skipped.
+
+    Raises:
+        TrainingError: If no row of the batch is longer than a window.
+    """
+    total, n_valid = torch.zeros((), device=attachment.device), 0
+    for row in rows:
+        ids, labels = _leading(lead), [_IGNORED] * len(_leading(lead))
+        label_documents = stage.text_weight > 0 or all(row.weights)
+        for document, separator in zip(row.documents, row.separators, strict=True):
+            ids += [*document, *separator]
+            labels += [*document] if label_documents else [_IGNORED] * len(document)
+            labels += [_IGNORED] * len(separator)
+        ids += row.turns
+        labels += [token if weight > 0 else _IGNORED for token, weight in zip(row.turns, row.weights, strict=True)]
+        out = forward_ids(
+            attachment,
+            torch.tensor([ids]),
+            labels=torch.tensor([labels]),
+            training=True,
+            seed=rng.randrange(2**31),
+        )
+        if out.loss is not None and out.n_valid_tokens:
+            total = total + out.loss * out.n_valid_tokens
+            n_valid += out.n_valid_tokens
+    if not n_valid:
+        raise TrainingError(
+            f"no row of the batch has labels behind its first window of {attachment.config.window} tokens. "
+            "Draw longer samples (max_chars, longest), or set a smaller window."
+        )
+    mean = total / n_valid
+    return Loss(mean, mean.item(), 0.0)
+
+
+def _prompt_loss(attachment: Attachment, rows: Sequence[Row], pieces: Sequence[Piece], lead: int | None) -> Loss:
     prompts: list[list[Piece]] = []
     taken = iter(pieces)
     for row in rows:
-        prompt: list[Piece] = [torch.tensor([lead])]
+        prompt: list[Piece] = [torch.tensor(_leading(lead), dtype=torch.long)]
         for separator in row.separators:
             prompt.append(next(taken))
             if separator:
@@ -120,8 +169,9 @@ def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[S
     return _weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device))
 
 
-OBJECTIVES: dict[str, Callable[[Attachment, Sequence[Row], int, Stage, random.Random], Loss]] = {
+OBJECTIVES: dict[str, Callable[[Attachment, Sequence[Row], int | None, Stage, random.Random], Loss]] = {
     "full": full_loss,
     "independent": independent_loss,
     "joint": joint_loss,
+    "stream": stream_loss,
 }

@@ -159,7 +159,7 @@ def invented_facts(pool: Mapping[str, Sequence[str]], rng: random.Random) -> dic
     """Facts of a place that does not exist: values of other places, with other digits, names and list items."""
     facts = {}
     for field in FIELDS:
-        if rng.random() < 0.06:
+        if not pool[field.key] or rng.random() < 0.06:
             continue
         value = rng.choice(pool[field.key])
         if field.keep == "three":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -29,6 +29,7 @@ CHAT_TEMPLATE = (
 _TOKENIZER_SAMPLES = (("profile", 6000), ("factbook", 5000), ("text", 2500))
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything that draws samples."""
 
@@ -49,6 +50,7 @@ def make_tokenizer(config: TrainConfig, source: Source) -> Any:
     Returns:
         A fast Hugging Face tokenizer.
     """
+    from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if config.base:
@@ -58,13 +60,16 @@ def make_tokenizer(config: TrainConfig, source: Source) -> Any:
         config.output.mkdir(parents=True, exist_ok=True)
         _train_tokenizer(config, source).save(str(path))
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.bos_token_id)]
+    )
     tokenizer.model_max_length = config.model.get("max_position_embeddings", 2048)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
 def _train_tokenizer(config: TrainConfig, source: Source) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -78,9 +83,6 @@ def _train_tokenizer(config: TrainConfig, source: Source) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_tokenizer_texts(config, source), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
     return tokenizer
 
 

@@ -1,0 +1,114 @@
+"""A run that is stopped and resumed is the run that was not; what it saves is what it trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from ultragist_rag import UltraGist
+from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.config import TrainConfig
+from ultragist_rag.training.loop import Trainer
+
+
+def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    return load_file(config.output / "state" / "weights.safetensors")
+
+
+def _losses(config: TrainConfig) -> list[float]:
+    lines = (config.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_a_resumed_run_computes_the_numbers_of_an_unbroken_one(tiny_run: TrainConfig) -> None:
+    unbroken = tiny_run.model_copy(update={"output": tiny_run.output / "unbroken"})
+    broken = tiny_run.model_copy(update={"output": tiny_run.output / "broken"})
+    Trainer(unbroken).run()
+    for _ in range(2):
+        Trainer(broken).run(stop_after=3)
+    assert _losses(unbroken) == _losses(broken)
+    one, other = _weights(unbroken), _weights(broken)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(_losses(broken)) == broken.n_steps
+
+
+def test_the_saved_model_is_the_trained_one_and_its_base_a_plain_folder(tiny_run: TrainConfig) -> None:
+    folder = Trainer(tiny_run).run()
+    trained = {name: value.to(torch.bfloat16) for name, value in _weights(tiny_run).items()}
+    engine = UltraGist.from_pretrained(folder)
+    for name, value in engine.gist_parameters().items():
+        assert torch.equal(value.to(torch.bfloat16), trained[name])
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(base.model.embed_tokens.weight.to(torch.bfloat16), trained["model.embed_tokens.weight"])
+    before = AutoModelForCausalLM.from_pretrained(tiny_run.output / "base")
+    assert before.config.vocab_size == base.config.vocab_size
+    assert engine.lead_token == engine.tokenizer.bos_token_id
+
+
+def test_a_frozen_base_stays_bit_for_bit(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    first = Trainer(tiny_run.model_copy(update={"stages": tiny_run.stages[:1]})).run()
+    frozen = tiny_run.model_copy(
+        update={"base": str(first), "train_base": False, "output": tmp_path / "frozen", "stages": tiny_run.stages[1:]}
+    )
+    trainer = Trainer(frozen)
+    before = {name: value.clone() for name, value in trainer.attachment.model.state_dict().items()}
+    trainer.run(stop_after=4)
+    after = trainer.attachment.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("ultragist" in name for name in moved)
+
+
+def test_a_damaged_or_foreign_state_is_refused(tiny_run: TrainConfig) -> None:
+    Trainer(tiny_run).run(stop_after=2)
+    with pytest.raises(TrainingError, match="other settings"):
+        Trainer(tiny_run.model_copy(update={"lr": 0.5})).run()
+    weights = tiny_run.output / "state" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(TrainingError, match="damaged"):
+        Trainer(tiny_run).run()
+    assert weights.stat().st_size == 100
+
+
+def test_gist_parameters_begin_as_copies_of_the_trained_base(tiny_run: TrainConfig) -> None:
+    trainer = Trainer(tiny_run.model_copy(update={"lr": 1e-12, "warmup": 0}))
+    trainer.run(stop_after=3)
+    attention = trainer.attachment.layers[0]
+    gap = (attention.ultragist_k_proj.weight - attention.k_proj.weight).abs().max().item()
+    assert gap < 1e-6
+
+
+@pytest.mark.parametrize("name", ["bundled", "llama-3.1-8b"])
+def test_the_shipped_configs_are_valid(name: str) -> None:
+    config = TrainConfig.read(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    assert config.lr_at(0) < config.lr_at(config.warmup)
+    assert config.lr_at(config.n_steps - 1) < config.lr
+
+
+def test_the_hub_config_runs_dry_on_a_small_stand_in(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    base = Trainer(tiny_run.model_copy(update={"stages": tiny_run.stages[:1]})).run()
+    data = tmp_path / "own.jsonl"
+    lines = [{"text": "Some words that go on. " * 40}] * 4
+    lines += [{"documents": ["The door is red. " * 20, "The roof is blue."], "pairs": [["The door?", "red"]]}] * 4
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    shipped = TrainConfig.read(Path(__file__).parents[2] / "configs" / "llama-3.1-8b.yaml")
+    stages = [stage.model_copy(update={"tokens": 300, "max_chars": 400, "windows": ()}) for stage in shipped.stages]
+    small = {"base": str(base), "data": data, "output": tmp_path / "out", "mixed_precision": "no", "longest": 600}
+    gist = {**shipped.gist, "window": 32, "rank": 2}
+    report = Trainer(shipped.model_copy(update={**small, "gist": gist, "stages": tuple(stages)})).dry_run()
+    assert 0 < report.n_trained < report.n_parameters / 4
+    assert report.n_steps == shipped.n_steps
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("output: a\ndata: b\nlearning_rate: 3\nstages: []\n", encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"learning_rate.*stages|stages.*learning_rate"):
+        TrainConfig.read(path)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        TrainConfig.read(tmp_path / "missing.yaml")

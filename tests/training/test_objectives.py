@@ -1,0 +1,73 @@
+"""A batch gives the loss of its rows one by one, and memories that keep everything give the loss of the text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.config import Stage, TrainConfig
+from ultragist_rag.training.loop import Trainer
+from ultragist_rag.training.objectives import full_loss, independent_loss, joint_loss, stream_loss
+from ultragist_rag.training.optim import orthogonalise
+
+
+def _parts(config: TrainConfig) -> tuple[Trainer, Stage, int]:
+    trainer = Trainer(config)
+    lead = trainer._lead()
+    assert lead is not None
+    return trainer, config.stages[1], lead
+
+
+def _weight(row: object) -> float:
+    return sum(row.weights)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("objective", [full_loss, independent_loss, joint_loss])
+def test_a_batch_has_the_weighted_mean_of_its_rows(tiny_run: TrainConfig, objective: object) -> None:
+    trainer, stage, lead = _parts(tiny_run)
+    stage = stage.model_copy(update={"ratios": (4,), "windows": (16,), "raw_share": 0.0})
+    rows = trainer.batch(stage, 0)[:3]
+    with torch.no_grad():
+        batch = objective(trainer.attachment, rows, lead, stage, random.Random(0)).value  # type: ignore[operator]
+        alone = [objective(trainer.attachment, [row], lead, stage, random.Random(0)).value for row in rows]  # type: ignore[operator]
+    weights = torch.tensor([_weight(row) for row in rows])
+    assert torch.allclose(batch, (torch.stack(alone) * weights).sum() / weights.sum(), atol=1e-5)
+
+
+def test_documents_left_as_text_give_the_loss_of_full_attention(tiny_run: TrainConfig) -> None:
+    trainer, stage, lead = _parts(tiny_run)
+    rows = [row for row in trainer.batch(stage, 0) if len(row.documents) > 1][:3]
+    with torch.no_grad():
+        full = full_loss(trainer.attachment, rows, lead, stage, random.Random(0)).value
+        raw_stage = stage.model_copy(update={"raw_share": 1.0})
+        raw = independent_loss(trainer.attachment, rows, lead, raw_stage, random.Random(0)).value
+    assert torch.allclose(full, raw, atol=1e-5)
+
+
+def test_gradients_reach_gists_through_every_window(tiny_run: TrainConfig) -> None:
+    trainer, stage, lead = _parts(tiny_run)
+    rows = trainer.batch(stage, 0)[:2]
+    independent_loss(trainer.attachment, rows, lead, stage, random.Random(0)).value.backward()
+    grads = [value.grad for name, value in trainer.attachment.parameters().items() if "k_proj" in name]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+
+
+def test_a_stream_shorter_than_its_window_is_refused(tiny_run: TrainConfig) -> None:
+    trainer, stage, lead = _parts(tiny_run)
+    row = min(trainer.batch(stage, 0), key=lambda row: row.n_tokens)
+    wide = Trainer(tiny_run.model_copy(update={"gist": {"window": 512, "ratio": 4}}))
+    with pytest.raises(TrainingError, match="512 tokens"):
+        stream_loss(wide.attachment, [row], lead, stage, random.Random(0))
+
+
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_directions() -> None:
+    matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    mine = orthogonalise(matrix)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = torch.linalg.svdvals(mine)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    assert torch.nn.functional.cosine_similarity(mine.flatten(), (left @ right).flatten(), dim=0) > 0.95
