@@ -23,7 +23,7 @@ from ultragist_rag.memory.memory import GistMemory, Progress
 from ultragist_rag.memory.segments import segments_of, table_of
 from ultragist_rag.memory.windows import KV, keep_rows, run_steps
 from ultragist_rag.modeling.attach import Attachment
-from ultragist_rag.types import BatchIds, Logits
+from ultragist_rag.types import Logits
 
 __all__ = ["ForwardOutput", "forward_ids"]
 
@@ -47,9 +47,9 @@ class ForwardOutput:
 
 def forward_ids(
     attachment: Attachment,
-    input_ids: BatchIds,
+    input_ids: Tensor,
     *,
-    labels: BatchIds | None = None,
+    labels: Tensor | None = None,
     memory: GistMemory | None = None,
     training: bool = False,
     seed: int | None = None,
@@ -78,7 +78,10 @@ def forward_ids(
         )
     if labels is not None and labels.shape != input_ids.shape:
         raise InputError(f"labels has shape {tuple(labels.shape)}, but must be {tuple(input_ids.shape)} as input_ids.")
-    config = attachment.config
+    config, vocab = attachment.config, int(attachment.model.config.vocab_size)
+    if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab:
+        low, high = int(input_ids.min()), int(input_ids.max())
+        raise InputError(f"token ids lie between {low} and {high}, but the model has {vocab} tokens.")
     cursor, kv, open_ids = _resume(attachment, memory)
     first, start = cursor.tokens, cursor.window_start
     ids = input_ids.to(attachment.device)
