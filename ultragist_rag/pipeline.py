@@ -303,7 +303,7 @@ def open_collection(into: Path, model: str | None = None) -> Collection:
 
 def load_engine(model: str) -> UltraGist:
     """Load an engine without progress bars of transformers."""
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     return UltraGist.from_pretrained(model)
 
 
