@@ -8,7 +8,17 @@ Change    add an alias when a shape crosses a module border.
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["BatchIds", "BatchMask", "Hidden", "LayerKV", "Logits", "PastPositions", "RaggedIds", "TokenIds", "VisibilityMask"]
+__all__ = [
+    "BatchIds",
+    "BatchMask",
+    "Hidden",
+    "LayerKV",
+    "Logits",
+    "PastPositions",
+    "RaggedIds",
+    "TokenIds",
+    "VisibilityMask",
+]
 
 TokenIds = Int[Tensor, "tokens"]
 """Token ids of one sequence, without a batch axis."""

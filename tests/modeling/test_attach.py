@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers
 
+from ultragist_rag import UltraGist
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError, UnsupportedModelError
 from ultragist_rag.modeling.attach import attach
@@ -149,11 +150,21 @@ def test_packed_weights_need_a_rank():
     attach(model, GistConfig(window=8)).detach()
 
 
-@pytest.mark.gpu
 def test_four_bit_bases_work_with_a_rank(tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    tiny_model().save_pretrained(tmp_path)
-    settings = transformers.BitsAndBytesConfig(load_in_4bit=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings)
-    with attach(model, GistConfig(window=8, rank=2)):
-        assert model(IDS.to(model.device)).logits.isfinite().all()
+    tiny_model().save_pretrained(tmp_path / "base")
+    settings = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings)
+    with pytest.raises(UnsupportedModelError, match="Linear4bit"):
+        attach(model, GistConfig(window=8))
+    ids = IDS[:1].to(model.device)
+    untouched = model(ids).logits
+    with UltraGist.attach(model, config=GistConfig(window=4, ratio=2, rank=2, lead_token="none")) as engine:
+        assert torch.equal(model(ids).logits, untouched)
+        randomise(engine.gist_parameters().items(), 1)
+        engine.forward(ids, labels=ids, training=True).loss.backward()
+        assert all(value.grad is not None for value in engine.gist_parameters().values() if value.shape[0] == 1)
+        engine.save_pretrained(tmp_path / "adapter", adapter_only=True, base=str(tmp_path / "base"))
+        loaded = UltraGist.from_pretrained(tmp_path / "adapter", quantization_config=settings)
+        assert loaded.fingerprint == engine.fingerprint
+        torch.testing.assert_close(loaded.compress(ids).keys[2], engine.compress(ids).keys[2])
