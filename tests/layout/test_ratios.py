@@ -56,9 +56,9 @@ def test_adapt_holds_on():
     assert ratio == 8
 
 
-def test_one_ratio_is_taken_as_it_is_and_join_takes_the_first():
+def test_one_ratio_is_taken_as_it_is_and_join_takes_the_first_that_divides_the_stride():
     assert draw(config("step-random", (24,)), 2) == [24, 24]
-    assert draw(config("join", (8, 2)), 2) == [8, 8]
+    assert draw(config("join", (24, 8, 2)), 2) == [8, 8]
 
 
 def test_randomness_needs_a_seed():

@@ -62,7 +62,7 @@ def test_training_leaves_the_last_window_raw(placement):
         assert not steps[-1].is_gist.any()
 
 
-def test_training_uses_ratio_zero_once_and_only_before_a_full_window():
+def test_training_lets_a_sequence_of_ratios_hold_zero_only_if_a_full_window_follows():
     config = GistConfig(window=4, ratios=(0, 4), ratio_policy="sequence")
     _, steps = run(config, [13], training=True)
     assert [int(step.is_gist.sum()) for step in steps] == [0, 1, 0, 0]

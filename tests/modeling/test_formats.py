@@ -115,6 +115,8 @@ def test_sharded_and_torch_files_are_read(tmp_path):
 def test_missing_and_damaged_files_are_refused(merged, tmp_path):
     with pytest.raises(CheckpointError, match=r"neither config.json"):
         UltraGist.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="neither a folder"):
+        UltraGist.from_pretrained(tmp_path / "nowhere", local_files_only=True)
     shutil.copytree(merged, tmp_path / "m")
     file = tmp_path / "m" / ADAPTER_FILE
     file.write_bytes(file.read_bytes()[:-100])

@@ -101,12 +101,14 @@ def choose_ratio(
     Raises:
         InputError: If the policy is random and there is no generator.
     """
-    if len(config.choices) == 1 or config.ratio_policy == "join":
+    if len(config.choices) == 1:
         return config.choices[0], state
     holds_on = config.ratio_policy in ("adapt", "instance-random")
     if holds_on and state.open is not None:
         return state.open, state
     ratios = usable_ratios(config, allow_zero)
+    if config.ratio_policy == "join":
+        return ratios[0], state
     if config.ratio_policy == "sequence":
         ratios = state.choices or ratios
         return ratios[state.index % len(ratios)], replace(state, index=state.index + 1, choices=ratios)

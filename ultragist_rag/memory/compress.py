@@ -33,8 +33,8 @@ __all__ = ["Ratios", "Tail", "compress_batches", "compress_ids", "ratio_plans"]
 Ratios = int | Sequence[int | Sequence[int]]
 Tail = Literal["flush", "raw"]
 
-_BATCH = 32
-"""Documents that are compressed side by side."""
+_MAX_DOCUMENTS, _MAX_TOKENS = 32, 16_384
+"""Documents that are compressed side by side, and the tokens of their windows together."""
 
 
 @dataclass(slots=True, eq=False)
@@ -167,8 +167,9 @@ def compress_batches(
     """
     order = sorted(range(len(documents)), key=lambda place: len(documents[place]))
     made: dict[int, GistMemory] = {}
-    for start in range(0, len(order), _BATCH):
-        rows = order[start : start + _BATCH]
+    size = max(1, min(_MAX_DOCUMENTS, _MAX_TOKENS // attachment.config.window))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         with attachment.lock:
             ratio = [plans[row] for row in rows]
             batch = compress_ids(attachment, [documents[row] for row in rows], ratio=ratio, **settings)

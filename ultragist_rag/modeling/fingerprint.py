@@ -97,7 +97,7 @@ def _add_tensors(digest: Any, tensors: dict[str, Tensor]) -> None:
 def _sample(value: Tensor) -> bytes:
     """Sample numbers in a form that loading in a shorter format does not change: as bfloat16, or as packed bytes."""
     flat = value.reshape(-1)
-    if not flat.numel():
+    if not flat.numel() or flat.is_meta:  # weights that are offloaded cannot be sampled: name and shape must do
         return b""
     index = torch.linspace(0, flat.numel() - 1, min(_N_SAMPLES, flat.numel()), dtype=torch.float64).round().long()
     chosen = flat[index.to(flat.device)].cpu()

@@ -142,7 +142,11 @@ def _find(name: str, file: str, hub: dict[str, Any]) -> Path | None:
         return path if path.is_file() else None
     from transformers.utils.hub import cached_file
 
-    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+    try:
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{name!r} is neither a folder nor a model that the hub gives us: {reason}") from error
     return Path(found) if found else None
 
 
