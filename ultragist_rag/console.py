@@ -25,7 +25,7 @@ from ultragist_rag.store import StoreProgress
 
 __all__ = ["print_answers", "print_json", "print_record", "print_report", "progress_bar"]
 
-_WIDTH_IN_FILES = 140
+_WIDTH_IN_FILES = 120
 
 
 @contextmanager
@@ -75,10 +75,10 @@ def print_answers(answers: Sequence[Answer]) -> None:
     """Print a table, one row per answer."""
     compared = answers[0].full_text_answer is not None
     table = Table(show_lines=True)
-    for column in ("question", "answer from memories", "source", "tokens > slots", "first token"):
+    for column in ("question", "from memories", "source", "tokens > slots", "first token"):
         table.add_column(column)
     if compared:
-        table.add_column("answer from full text")
+        table.add_column("from full text")
         table.add_column("first token")
     for answer in answers:
         cells = [

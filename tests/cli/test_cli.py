@@ -69,7 +69,7 @@ def test_index_then_ask(folder: Path, home: Path, model: Path) -> None:
     assert "3 memories made" in first.stdout
     asked = run("ask", "What does Norway sell?", "--from", home, "-k", 2, "--max-tokens", 3)
     assert asked.exit_code == 0, asked.output
-    for word in ("What does Norway", "norway.md", "first token", "full text", " ms"):
+    for word in ("What does Norway", "norway.md", "first token", "from full", " ms"):
         assert word in asked.stdout
 
 
@@ -149,6 +149,13 @@ def test_missing_corrupt_and_foreign_index_is_refused(
     refused(run("ask", "What?", "-k", 0, "--from", home), "k is 0")
     (home / "index.faiss").write_bytes(b"not an index")
     refused(run("ask", "What?", "--from", home), "corrupt", "Make it again")
+
+
+def test_damaged_memory_is_refused(folder: Path, home: Path, model: Path) -> None:
+    index(folder, home, model)
+    for path in home.rglob("*.gist"):
+        path.write_bytes(path.read_bytes()[:-9])
+    refused(run("ask", "What?", "--from", home))
 
 
 def test_questions_that_cannot_be_read_are_refused(folder: Path, home: Path, tmp_path: Path) -> None:
