@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+OPTIONAL ?= bitsandbytes
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
@@ -32,6 +33,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $$(grep '^torch==' $(CONSTRAINTS))
 	$(PIP) --editable '.[all,dev]'
+	@test -z '$(OPTIONAL)' || $(PIP) $(OPTIONAL) || echo 'Not installed: $(OPTIONAL). Its tests are skipped.'
 	@touch $@
 
 clean:
