@@ -87,6 +87,7 @@ def tiny_run(country_data: Path, tmp_path: Path) -> TrainConfig:
             "max_position_embeddings": 1024,
         },
         vocabulary=400,
+        tokenizer_samples=50,
         gist={"window": 32, "ratio": 4},
         optimizer="muon",
         lr=0.002,

@@ -52,16 +52,23 @@ def test_the_saved_model_is_the_trained_one_and_its_base_a_plain_folder(tiny_run
 
 def test_a_frozen_base_stays_bit_for_bit(tiny_run: TrainConfig, tmp_path: Path) -> None:
     first = Trainer(tiny_run.model_copy(update={"stages": tiny_run.stages[:1]})).run()
+    stage = tiny_run.stages[1].model_copy(update={"modes": {"independent": 1.0, "joint": 1.0}})
     frozen = tiny_run.model_copy(
-        update={"base": str(first), "train_base": False, "output": tmp_path / "frozen", "stages": tiny_run.stages[1:]}
+        update={"base": str(first), "train_base": False, "output": tmp_path / "frozen", "stages": (stage,)}
     )
     trainer = Trainer(frozen)
     before = {name: value.clone() for name, value in trainer.attachment.model.state_dict().items()}
-    trainer.run(stop_after=4)
+    folder = trainer.run()
+    assert not (folder / "model.safetensors").exists()
+    with torch.no_grad():
+        trainer.attachment.model.float()
     after = trainer.attachment.model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("ultragist" in name for name in moved)
+    again = UltraGist.from_pretrained(folder)
+    for name, value in trainer.attachment.parameters().items():
+        assert torch.equal(again.gist_parameters()[name].float(), value)
 
 
 def test_a_damaged_or_foreign_state_is_refused(tiny_run: TrainConfig) -> None:
@@ -91,14 +98,16 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
 
 
 def test_the_hub_config_runs_dry_on_a_small_stand_in(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    base = Trainer(tiny_run.model_copy(update={"stages": tiny_run.stages[:1]})).run()
+    Trainer(tiny_run).run()
+    base = tiny_run.output / "base"
     data = tmp_path / "own.jsonl"
     lines = [{"text": "Some words that go on. " * 40}] * 4
     lines += [{"documents": ["The door is red. " * 20, "The roof is blue."], "pairs": [["The door?", "red"]]}] * 4
     data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     shipped = TrainConfig.read(Path(__file__).parents[2] / "configs" / "llama-3.1-8b.yaml")
     stages = [stage.model_copy(update={"tokens": 300, "max_chars": 400, "windows": ()}) for stage in shipped.stages]
-    small = {"base": str(base), "data": data, "output": tmp_path / "out", "mixed_precision": "no", "longest": 600}
+    small = {"base": str(base), "data": data, "output": tmp_path / "out", "longest": 600}
+    small |= {"mixed_precision": "no", "dtype": "float32"}
     gist = {**shipped.gist, "window": 32, "rank": 2}
     report = Trainer(shipped.model_copy(update={**small, "gist": gist, "stages": tuple(stages)})).dry_run()
     assert 0 < report.n_trained < report.n_parameters / 4
@@ -109,6 +118,12 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("output: a\ndata: b\nlearning_rate: 3\nstages: []\n", encoding="utf-8")
     with pytest.raises(TrainingError, match=r"learning_rate.*stages|stages.*learning_rate"):
+        TrainConfig.read(path)
+    path.write_text(
+        "output: a\ndata: b\ntrain_base: false\nstages: [{name: s, steps: 1, tokens: 9, kinds: {text: 1}}]\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(TrainingError, match="mode full"):
         TrainConfig.read(path)
     with pytest.raises(TrainingError, match="cannot be read"):
         TrainConfig.read(tmp_path / "missing.yaml")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage, TrainConfig
 from ultragist_rag.training.loop import Trainer
 from ultragist_rag.training.objectives import full_loss, independent_loss, joint_loss, stream_loss
@@ -57,10 +58,9 @@ def test_gradients_reach_gists_through_every_window(tiny_run: TrainConfig) -> No
 
 def test_a_stream_shorter_than_its_window_is_refused(tiny_run: TrainConfig) -> None:
     trainer, stage, lead = _parts(tiny_run)
-    row = min(trainer.batch(stage, 0), key=lambda row: row.n_tokens)
-    wide = Trainer(tiny_run.model_copy(update={"gist": {"window": 512, "ratio": 4}}))
-    with pytest.raises(TrainingError, match="512 tokens"):
-        stream_loss(wide.attachment, [row], lead, stage, random.Random(0))
+    row = Row(documents=((5, 6, 7),), separators=((),), turns=(8, 9), weights=(1.0, 1.0))
+    with pytest.raises(TrainingError, match="32 tokens"):
+        stream_loss(trainer.attachment, [row], lead, stage, random.Random(0))
 
 
 def test_orthogonalise_brings_singular_values_near_one_and_keeps_directions() -> None:

@@ -48,11 +48,14 @@ def bootstrap(
     Returns:
         Value, lower and upper bound.
     """
+    value = statistic(*scores)
+    if np.isnan(value):
+        return value, value, value
     rng = np.random.default_rng(seed)
     count = len(scores[0])
     drawn = [statistic(*(array[index] for array in scores)) for index in rng.integers(0, count, (draws, count))]
     low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return statistic(*scores), float(low), float(high)
+    return value, float(low), float(high)
 
 
 def mean(scores: Scores) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ultragist_rag.errors import TrainingError
 
@@ -58,6 +58,7 @@ class TrainConfig(_Strict):
     revision: str | None = None
     model: dict[str, Any] = Field(default={}, description="settings of a Llama model trained from scratch")
     vocabulary: int = Field(default=4096, ge=300)
+    tokenizer_samples: int = Field(default=13500, gt=0, description="samples that a new tokenizer is trained on")
     gist: dict[str, Any] = {}
     train_base: bool = True
     optimizer: Literal["muon", "adamw"] = "adamw"
@@ -68,10 +69,18 @@ class TrainConfig(_Strict):
     clip: float = Field(default=1.0, gt=0)
     longest: int = Field(default=1100, gt=0, description="samples with more tokens are drawn again")
     seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=200, gt=0)
     stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _frozen_base_learns_from_memories(self) -> TrainConfig:
+        for stage in self.stages:
+            if not self.train_base and "full" in stage.modes:
+                raise ValueError(f"stage {stage.name} has mode full, which trains nothing while the base is frozen")
+        return self
 
     @classmethod
     def read(cls, path: Path, **overrides: Any) -> TrainConfig:

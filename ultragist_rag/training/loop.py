@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ultragist_rag.errors import TrainingError
-from ultragist_rag.modeling.attach import Attachment, attach
+from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.training.batches import Row, RowMaker
 from ultragist_rag.training.checkpoint import load_state, save_state
@@ -33,9 +33,9 @@ from ultragist_rag.training.optim import Muon
 from ultragist_rag.training.samples import Recipe
 from ultragist_rag.training.setup import (
     Source,
+    checkpoint_layers,
     copy_base_into_gists,
-    gist_config,
-    make_model,
+    make_attachment,
     make_source,
     make_tokenizer,
 )
@@ -91,12 +91,12 @@ class Trainer:
         self.source: Source = make_source(config)
         self.tokenizer = make_tokenizer(config, self.source)
         self.rows = RowMaker(self.tokenizer, self.tokenizer.eos_token)
-        model = make_model(config, self.tokenizer)
+        self.attachment = make_attachment(config, self.tokenizer)
+        model = self.attachment.model
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.attachment = attach(model, gist_config(config))
+            checkpoint_layers(model)
         self._group: tuple[tuple[str, int], list[list[Row]]] | None = None
-        gist = {id(parameter) for parameter in self.attachment.parameters()}
+        gist = {id(parameter) for parameter in self.attachment.parameters().values()}
         for parameter in model.parameters():
             parameter.requires_grad_(config.train_base or id(parameter) in gist)
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -140,17 +140,15 @@ class Trainer:
         return self.save() if end == self.config.n_steps else state
 
     def save(self) -> Path:
-        """Save the model as a Hugging Face folder with its gist adapter, in bfloat16."""
+        """Save the result in bfloat16: a Hugging Face folder with its gist adapter, or the adapter of a frozen base."""
         from ultragist_rag.engine import UltraGist
 
-        folder = self.config.output / "model"
-        trained = {name: value.detach().to(torch.bfloat16) for name, value in self.attachment.parameters().items()}
-        self.attachment.detach()
-        engine = UltraGist.attach(self.attachment.model.to(torch.bfloat16), self.tokenizer, self.attachment.config)
-        with torch.no_grad():
-            for name, value in engine.gist_parameters().items():
-                value.copy_(trained[name])
-        engine.save_pretrained(folder)
+        config, folder = self.config, self.config.output / "model"
+        self.attachment.model.to(torch.bfloat16)
+        composed = any("independent" in stage.modes for stage in config.stages)
+        source = (config.base, config.revision) if config.base else None
+        engine = UltraGist(self.attachment, self.tokenizer, trained_composed=composed, source=source)
+        engine.save_pretrained(folder, adapter_only=not config.train_base)
         return folder
 
     def _save_base(self) -> None:

@@ -8,13 +8,15 @@ Change    the architecture or the tokenizer of models trained from scratch.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from ultragist_rag.config import GistConfig
-from ultragist_rag.modeling.attach import Attachment
+from ultragist_rag.modeling.attach import Attachment, attach
+from ultragist_rag.modeling.loading import load
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.jsonl import JsonlSource
 from ultragist_rag.training.samples import Recipe, Sample, SampleSource
@@ -26,7 +28,7 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'user' %}Question: {{ message['content'] }}\nAnswer:"
     "{% else %} {{ message['content'] }}{{ eos_token }}\n{% endif %}{% endfor %}"
 )
-_TOKENIZER_SAMPLES = (("profile", 6000), ("factbook", 5000), ("text", 2500))
+_TOKENIZER_SHARES = (("profile", 12 / 27), ("factbook", 10 / 27), ("text", 5 / 27))
 
 
 @runtime_checkable
@@ -88,20 +90,34 @@ def _train_tokenizer(config: TrainConfig, source: Source) -> Any:
 
 def _tokenizer_texts(config: TrainConfig, source: Source) -> Iterator[str]:
     rng = random.Random(config.seed)
-    kinds = _TOKENIZER_SAMPLES if config.source == "countries" else (("text", 5000),)
-    for kind, count in kinds:
-        for _ in range(count):
+    shares = _TOKENIZER_SHARES if config.source == "countries" else (("text", 1.0),)
+    for kind, share in shares:
+        for _ in range(round(share * config.tokenizer_samples)):
             sample = source.draw(Recipe({kind: 1.0}, (1, 1), (4, 11), 20), rng)
             yield sample.documents[0]
             yield from (f"Question: {question}\nAnswer: {answer}" for question, answer in sample.pairs[:4])
 
 
-def make_model(config: TrainConfig, tokenizer: Any) -> Any:
-    """A Llama model with random weights, or the base from a folder or hub id."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+def make_attachment(config: TrainConfig, tokenizer: Any) -> Attachment:
+    """A Llama model with random weights, or the base from a folder or hub id, with gist modules.
 
+    A base that comes with gist parameters is trained on from them; a frozen base's gist parameters are float32.
+
+    Raises:
+        CheckpointError: If the base cannot be loaded.
+        UnsupportedModelError: If gist modules cannot be added to it.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    gist = GistConfig.from_dict(config.gist) if config.gist else None
     if config.base:
-        return AutoModelForCausalLM.from_pretrained(config.base, revision=config.revision)
+        dtype = getattr(torch, config.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*untrained.*")
+            attachment = load(config.base, gist, {"revision": config.revision, "dtype": dtype}).attachment
+        for parameter in attachment.parameters().values():
+            parameter.data = parameter.data.float()
+        return attachment
     torch.manual_seed(config.seed)
     settings = {
         "vocab_size": len(tokenizer),
@@ -110,12 +126,13 @@ def make_model(config: TrainConfig, tokenizer: Any) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         **config.model,
     }
-    return LlamaForCausalLM(LlamaConfig(**settings))
+    return attach(LlamaForCausalLM(LlamaConfig(**settings)), gist or GistConfig())
 
 
-def gist_config(config: TrainConfig) -> GistConfig:
-    """Gist settings of the run."""
-    return GistConfig.from_dict(config.gist)
+def checkpoint_layers(model: Any) -> None:
+    """Compute activations again in the backward pass; transformers renamed the switch after 5.3."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def copy_base_into_gists(attachment: Attachment) -> None:
