@@ -87,7 +87,7 @@ def factbook_cases(data: Path, seed: int = 0) -> list[Case]:
     cases = []
     for record in records:
         header = f"{record['title']} - {record['section']}"
-        for qa in record["qas"]:  # type: ignore[attr-defined]
+        for qa in record["qas"]:
             case = _case(qa["question"], tuple(qa["answers"]), record["title"], header, chunks, rng, False)
             if case is not None:
                 cases.append(case)

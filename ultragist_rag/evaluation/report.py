@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -124,24 +124,22 @@ def _scores(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
     return np.array([exact_match(a, case.answers) for a, case in zip(answers, cases, strict=True)], dtype=np.float64)
 
 
-def table(rows: Sequence[Row] | Sequence[Mapping[str, object]]) -> Table:
+def table(rows: Sequence[Row]) -> Table:
     """The rows as a rich table."""
     out = Table("set", "method", "ratio", "exact match (95 %)", "kept (95 %)", "unseen wordings", "questions")
     for row in rows:
-        entry = row.to_dict() if isinstance(row, Row) else row
-        match, kept = entry["exact_match"], entry["retention"]
         out.add_row(
-            str(entry["task"]),
-            str(entry["method"]),
-            "" if entry["ratio"] is None else str(entry["ratio"]),
-            _interval(match),
-            _interval(kept),
-            f"{entry['heldout_wording']:.3f}",
-            str(entry["questions"]),
+            row.task,
+            row.method,
+            "" if row.ratio is None else str(row.ratio),
+            _interval(row.exact_match),
+            _interval(row.retention),
+            f"{row.heldout_wording:.3f}",
+            str(row.questions),
         )
     return out
 
 
-def _interval(values: object) -> str:
-    value, low, high = values  # type: ignore[misc]
+def _interval(values: tuple[float, float, float]) -> str:
+    value, low, high = values
     return f"{value:.3f} ({low:.3f}-{high:.3f})"

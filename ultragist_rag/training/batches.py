@@ -40,7 +40,7 @@ class RowMaker:
     """Encodes samples with one tokenizer."""
 
     def __init__(self, tokenizer: Any, eos: str) -> None:
-        self._encode = lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._tokenizer = tokenizer
         self._eos = tokenizer.convert_tokens_to_ids(eos)
         self._newline = self._encode("\n")
 
@@ -53,6 +53,9 @@ class RowMaker:
         turns, weights = self._turns(sample.pairs)
         separators = (separator,) * (len(documents) - 1) + (self._encode("\n\n"),)
         return Row(tuple(documents), separators, turns, weights)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _turns(self, pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, ...], tuple[float, ...]]:
         ids: list[int] = []

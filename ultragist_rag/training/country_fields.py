@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import yaml
 
@@ -52,11 +53,9 @@ class Field:
 
 def _read_fields() -> tuple[Field, ...]:
     text = files(__package__).joinpath("country_fields.yaml").read_text(encoding="utf-8")
-    entries = yaml.safe_load(text)
-    return tuple(
-        Field(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
-        for entry in entries
-    )
+    entries: list[dict[str, Any]] = yaml.safe_load(text)
+    lists = ("statements", "questions", "heldout")
+    return tuple(Field(**{**entry, **{name: tuple(entry[name]) for name in lists}}) for entry in entries)
 
 
 FIELDS: tuple[Field, ...] = _read_fields()

@@ -26,12 +26,13 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     Returns:
         A matrix of the same shape.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    result: Tensor = x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return result
 
 
 class Muon(torch.optim.Optimizer):

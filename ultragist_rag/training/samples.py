@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ultragist_rag.chunking import split_document
 from ultragist_rag.errors import TrainingError
@@ -55,7 +56,7 @@ class Recipe:
     max_chars: int = 1000
 
 
-def read_records(path: Path) -> list[dict[str, str]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of a `.jsonl.xz` file.
 
     Raises:
@@ -165,7 +166,7 @@ class SampleSource:
             title = record["title"]
             if title in self.held_out:
                 continue
-            for qa in record["qas"]:  # type: ignore[attr-defined]
+            for qa in record["qas"]:
                 asked = qa["question"].replace(title, "{c}")
                 for wording in (asked, *wordings.get(asked, ())):
                     pairs.setdefault(title, []).append((wording.replace("{c}", title), qa["answers"][0]))
