@@ -12,7 +12,7 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.answering import predict
 from ultragist_rag.evaluation.heldout import corpus_cases
 from ultragist_rag.evaluation.metrics import bootstrap, exact_match, mean, normalise, retention
-from ultragist_rag.evaluation.report import measure, table
+from ultragist_rag.evaluation.report import measure, spread, table
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CORPUS, QUESTIONS = EXAMPLES / "corpus", EXAMPLES / "corpus_questions.jsonl"
@@ -71,6 +71,16 @@ def test_all_methods_run_and_batches_answer_as_single_cases(text_engine: object)
     together = predict(text_engine, cases, "composed", 4)  # type: ignore[arg-type]
     alone = [predict(text_engine, [case], "composed", 4)[0] for case in cases]  # type: ignore[arg-type]
     assert together == alone
+
+
+@pytest.mark.parametrize("limit", [None, 1, 7, 100, 1000])
+def test_a_limit_takes_cases_from_everywhere(limit: int | None) -> None:
+    cases = corpus_cases(CORPUS, QUESTIONS)
+    some = spread(cases, limit)
+    assert len(some) == min(limit or len(cases), len(cases))
+    places = [cases.index(case) for case in some]
+    assert places == sorted(set(places))
+    assert len(cases) - places[-1] <= -(-len(cases) // len(some))
 
 
 def test_chunks_keep_every_line_once_in_order() -> None:

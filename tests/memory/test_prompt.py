@@ -5,7 +5,7 @@ from plain import as_attachment, capture, plain_model, random_ids, random_memory
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.prompt import count_prompt, prompt_forward
 
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}  # torch 2.6 rounds these logits by up to 1.5e-5
 
 
 @pytest.fixture(scope="module")

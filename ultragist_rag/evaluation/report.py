@@ -90,7 +90,7 @@ def evaluate_model(
         base: Folder or hub id of the model before gist training; its full-text score may be the denominator.
         data: Folder with train/ and qa_train/.
         corpus: Folder of profiles and file of questions.
-        limit: Only the first questions of each set.
+        limit: Only so many questions of each set, spread over it evenly.
 
     Returns:
         The rows of all sets.
@@ -104,7 +104,13 @@ def evaluate_model(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*untrained.*")
             before = UltraGist.from_pretrained(base)
-    return [row for name, cases in sets.items() for row in measure(name, cases[:limit], engine, before)]
+    return [row for name, cases in sets.items() for row in measure(name, spread(cases, limit), engine, before)]
+
+
+def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
+    """At most `limit` cases at even distances."""
+    count = len(cases) if limit is None else min(limit, len(cases))
+    return [cases[index * len(cases) // count] for index in range(count)]
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
