@@ -192,7 +192,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     data: Annotated[Path | None, typer.Option("--data", help="Data folder; adds the factbook's own questions.")] = None,
     corpus: Annotated[Path, typer.Option("--corpus", help="Folder of profiles.")] = DEMO_FOLDER,
     questions: Annotated[Path, typer.Option("--questions", help="Their questions.")] = CORPUS_QUESTIONS,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only so many questions of each set, spread evenly.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Questions of each set, spread evenly.", min=1)] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for the rows as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
