@@ -51,7 +51,9 @@ def public_names(package: Path) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("package", ["ultragist_rag", "integrations/langchain_ultragist"])
+@pytest.mark.parametrize(
+    "package", ["ultragist_rag", "integrations/langchain_ultragist", "integrations/llama_index_ultragist"]
+)
 def test_every_public_name_is_in_the_docs(package: str) -> None:
     docs = "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     names = public_names(ROOT / package)

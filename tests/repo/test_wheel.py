@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"ultragist_rag": ROOT / "ultragist_rag", "langchain_ultragist": ROOT / "integrations/langchain_ultragist"}
+INTEGRATIONS = ("langchain_ultragist", "llama_index_ultragist")
+PACKAGES = {"ultragist_rag": ROOT / "ultragist_rag", **{name: ROOT / "integrations" / name for name in INTEGRATIONS}}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def test_installed_wheel_imports_from_another_folder(wheel: Path, tmp_path: Path
     subprocess.run([*install, str(wheel)], check=True, capture_output=True)
     # -I ignores the folder and PYTHONPATH, -S the site-packages where the editable install would be found.
     code = f"import sys; sys.path.insert(0, {str(target)!r}); import ultragist_rag; print(ultragist_rag.__file__); "
-    code += "import ultragist_rag.config, ultragist_rag.layout, importlib.util as u; u.find_spec('langchain_ultragist')"
+    code += "import ultragist_rag.config, ultragist_rag.layout, importlib.util as u; "
+    code += f"assert all(u.find_spec(name) for name in {INTEGRATIONS})"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
