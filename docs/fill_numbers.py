@@ -15,7 +15,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", ROOT / "ultragist_rag" / "bundled" / "README.md")
-COMMAND = "ultragist-rag evaluate --data DATA --base BASE"
+SHOWN = ("full", "composed", "closed")  # on README; the model card has every row
+COMMAND = "ultragist-rag evaluate --data DATA --base BASE --limit N"
 
 
 def results_table(record: dict[str, Any]) -> str:
@@ -37,7 +38,9 @@ def results_table(record: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return "\n".join([*lines, "", f"Printed by `{COMMAND}` ({versions}, CPU, float32)."])
+    return "\n".join(
+        [*lines, "", f"Printed by `{COMMAND}`, N being the number of questions ({versions}, CPU, float32)."]
+    )
 
 
 def _interval(values: list[float]) -> str:
@@ -51,16 +54,20 @@ def fill(page: str, name: str, block: str) -> str:
     return pattern.sub(lambda match: f"{match.group(1)}{block}\n{match.group(2)}", page)
 
 
+def filled(page: str, path: Path, record: dict[str, Any]) -> str:
+    """The page with the numbers of today's files; README shows a part of the rows."""
+    if path.parent == ROOT:
+        rows = [row for row in record["rows"] if row["task"] == "corpus" and row["method"] in SHOWN]
+        record = {**record, "rows": rows}
+    demo = (RESULTS / "demo.txt").read_text(encoding="utf-8").rstrip()
+    return fill(fill(page, "results", results_table(record)), "demo", f"```\n{demo}\n```")
+
+
 def main() -> None:
     """Fill every page that has marks."""
     record = json.loads((RESULTS / "bundled.json").read_text(encoding="utf-8"))
-    brief = {**record, "rows": [row for row in record["rows"] if row["method"] in ("full", "composed", "closed")]}
-    demo = (RESULTS / "demo.txt").read_text(encoding="utf-8").rstrip()
     for path in PAGES:
-        text = path.read_text(encoding="utf-8")
-        text = fill(text, "results", results_table(brief if path.parent == ROOT else record))
-        text = fill(text, "demo", f"```\n{demo}\n```")
-        path.write_text(text, encoding="utf-8")
+        path.write_text(filled(path.read_text(encoding="utf-8"), path, record), encoding="utf-8")
 
 
 if __name__ == "__main__":

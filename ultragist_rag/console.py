@@ -25,7 +25,7 @@ from ultragist_rag.store import StoreProgress
 
 __all__ = ["print_answers", "print_json", "print_record", "print_report", "progress_bar"]
 
-_WIDTH_IN_FILES = 120
+_WIDTH_IN_FILES = 160
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def print_report(report: IndexReport) -> None:
 def print_answers(answers: Sequence[Answer]) -> None:
     """Print a table, one row per answer."""
     compared = answers[0].full_text_answer is not None
-    table = Table(show_lines=True)
+    table = Table()
     for column in ("question", "from memories", "source", "tokens > slots", "first token"):
         table.add_column(column)
     if compared:
