@@ -18,8 +18,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from langchain_ultragist.engines import shared_engine
 from ultragist_rag import GistStore, UltraGist
+from ultragist_rag.shared import shared_engine
 from ultragist_rag.store import neutralise
 
 __all__ = ["UltraGistCompressor"]

@@ -17,8 +17,8 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from langchain_ultragist.engines import shared_engine
 from ultragist_rag import GistMemory, GistStore, UltraGist
+from ultragist_rag.shared import shared_engine
 
 __all__ = ["UltraGistLLM"]
 

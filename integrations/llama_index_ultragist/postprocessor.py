@@ -17,9 +17,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore, QueryBundle, TextNode
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from llama_index_ultragist.engines import shared_engine
 from llama_index_ultragist.node import GistNode
 from ultragist_rag import GistStore, UltraGist
+from ultragist_rag.shared import shared_engine
 from ultragist_rag.store import neutralise
 
 __all__ = ["UltraGistPostprocessor"]

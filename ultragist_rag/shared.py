@@ -1,11 +1,11 @@
-"""One engine per model, shared by the components that use it."""
+"""One engine per model, shared by the components of both frameworks that use it."""
 
 from __future__ import annotations
 
 import threading
 from weakref import WeakValueDictionary
 
-from ultragist_rag import UltraGist
+from ultragist_rag.engine import UltraGist
 
 _engines: WeakValueDictionary[str, UltraGist] = WeakValueDictionary()
 _lock = threading.Lock()
