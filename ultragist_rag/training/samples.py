@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultragist_rag.chunking import split_document
+from ultragist_rag.chunking import Chunk, split_document
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.country_fields import FIELDS, SECTIONS
 from ultragist_rag.training.profiles import (
@@ -34,7 +34,7 @@ from ultragist_rag.training.profiles import (
 )
 
 Pairs = list[tuple[str, str]]
-_VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,60})")
+_VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,120})(?=[;(\[\n]|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +136,12 @@ class SampleSource:
         pairs: Pairs = []
         while len(documents) < count:
             title, chunks = rng.choice(self.chunks)
+            if rng.random() < 0.65:
+                chunks = [chunk for chunk in chunks if self._template_pairs(title, chunk)] or chunks
             new = invented_name(rng) if rng.random() < 0.5 else title
-            for chunk in rng.sample(chunks, 2 if count > len(documents) + 1 and rng.random() < 0.5 else 1):
-                body, found = self._asked(title, chunk.text, rng)
+            several = count > len(documents) + 1 and rng.random() < 0.5
+            for chunk in rng.sample(chunks, min(len(chunks), 2 if several else 1)):
+                body, found = chunk.text, self._asked(title, chunk, rng)
                 if rng.random() < 0.7:
                     kept = re.findall(r"^\w+|(?<=\n)\w+", body) + re.findall(r"\w+", f"{title} {chunk.section}")
                     seen = {word: word for word in kept}
@@ -148,19 +151,24 @@ class SampleSource:
                 pairs += [(q.replace(title, new), a.replace(title, new)) for q, a in found]
         return documents, pairs
 
-    def _asked(self, title: str, text: str, rng: random.Random) -> tuple[str, Pairs]:
-        """The chunk (perhaps shortened) and every question it answers."""
-        pairs = [(q, a) for q, a in self.factbook_questions.get(title, []) if a in text]
-        for line in text.splitlines():
+    def _asked(self, title: str, chunk: Chunk, rng: random.Random) -> Pairs:
+        """Every question that a chunk answers."""
+        pairs = self._template_pairs(title, chunk)
+        for line in chunk.text.splitlines():
             match = _VALUE.match(line)
             if match and "total" not in match.group(1):
                 label = match.group(1)
                 label = label[0].lower() + label[1:]
                 pairs.append((rng.choice(_GENERIC).format(n=label, c=title), match.group(2).strip().rstrip(",")))
-        return text, pairs
+        return pairs
 
-    def _factbook_questions(self, data: Path) -> dict[str, Pairs]:
-        pairs: dict[str, Pairs] = {}
+    def _template_pairs(self, title: str, chunk: Chunk) -> Pairs:
+        asked = self.factbook_questions.get(title, [])
+        return [(q, a) for section, q, a in asked if section == chunk.section and a in chunk.text]
+
+    def _factbook_questions(self, data: Path) -> dict[str, list[tuple[str, str, str]]]:
+        """Section, question and answer by title."""
+        pairs: dict[str, list[tuple[str, str, str]]] = {}
         wordings = {w: f.train_wordings() for f in FIELDS for w in f.questions}
         for record in read_records(data / "qa_train" / "factbook_template_qa.jsonl.xz"):
             title = record["title"]
@@ -169,7 +177,9 @@ class SampleSource:
             for qa in record["qas"]:
                 asked = qa["question"].replace(title, "{c}")
                 for wording in (asked, *wordings.get(asked, ())):
-                    pairs.setdefault(title, []).append((wording.replace("{c}", title), qa["answers"][0]))
+                    pairs.setdefault(title, []).append(
+                        (record["section"], wording.replace("{c}", title), qa["answers"][0])
+                    )
         return pairs
 
     def _text(self, recipe: Recipe, count: int, rng: random.Random, *, labels: bool) -> tuple[list[str], Pairs]:
