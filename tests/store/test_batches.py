@@ -94,9 +94,9 @@ def test_wrong_lists_of_texts_are_refused(store, engine):
 def test_a_prompt_is_cut_at_its_markers(store, engine, same):
     first, second, _ = store.get_or_compress(engine, TEXTS)
     pieces = store.resolve(engine, f"Read {first}\n\n{second.upper()}{first} and answer.")
-    texts, memories = pieces[0::2][:2] + pieces[-1:], [piece for piece in pieces if not isinstance(piece, str)]
+    texts, memories = pieces[0::2], [piece for piece in pieces if not isinstance(piece, str)]
     assert texts == ["Read ", "\n\n", " and answer."]
-    assert all(same(a, engine.one(text)) for a, text in zip(memories, [TEXTS[0], TEXTS[1], TEXTS[0]], strict=True))
+    assert all(same(a, engine.one(text)) for a, text in zip(memories, TEXTS[:2], strict=True))
     assert store.resolve(None, "no marker") == ["no marker"]
     with pytest.raises(GistNotFoundError):
         store.resolve(engine, f"Read {first} and {to_marker('a' * 26)}")
@@ -118,7 +118,8 @@ def test_evicted_memories_are_made_again_in_one_batch(store, engine, same):
         store.resolve(None, markers[0])
     engine.batches.clear()
     pieces = store.resolve(engine, " ".join([*markers, *markers]))
-    assert all(same(piece, engine.one(text)) for piece, text in zip(pieces[0::2], TEXTS * 2, strict=True))
+    assert all(same(piece, engine.one(text)) for piece, text in zip(pieces[:5:2], TEXTS, strict=True))
+    assert pieces[1::2] == [" ", " ", "   "]  # repeats vanish
     assert engine.batches == [TEXTS[:2]]
     assert all(marker in store for marker in markers)
     evict(store, markers[2])

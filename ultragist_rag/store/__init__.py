@@ -6,18 +6,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ultragist_rag.store.refs import neutralise
+    from ultragist_rag.store.refs import neutralise, to_marker
+    from ultragist_rag.store.refs import parse as parse_marker
     from ultragist_rag.store.reports import StoreProgress, StoreStats
+    from ultragist_rag.store.scope import MarkerScope, marker_scope
     from ultragist_rag.store.source import SourceRecord
     from ultragist_rag.store.store import GistStore
 
-_HOMES = {"GistStore": "store", "SourceRecord": "source", "StoreProgress": "reports", "StoreStats": "reports"}
+_HOMES = {
+    "GistStore": "store.GistStore",
+    "MarkerScope": "scope.MarkerScope",
+    "SourceRecord": "source.SourceRecord",
+    "StoreProgress": "reports.StoreProgress",
+    "StoreStats": "reports.StoreStats",
+    "marker_scope": "scope.marker_scope",
+    "neutralise": "refs.neutralise",
+    "parse_marker": "refs.parse",
+    "to_marker": "refs.to_marker",
+}
 
-__all__ = ["GistStore", "SourceRecord", "StoreProgress", "StoreStats", "neutralise"]
+__all__ = [
+    "GistStore",
+    "MarkerScope",
+    "SourceRecord",
+    "StoreProgress",
+    "StoreStats",
+    "marker_scope",
+    "neutralise",
+    "parse_marker",
+    "to_marker",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module when it is first used."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'refs')}"), name)
+    module, _, attribute = _HOMES[name].partition(".")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -20,7 +20,10 @@ from ultragist_rag.store.codec import Expected, check_match
 from ultragist_rag.store.refs import Recipe
 from ultragist_rag.store.source import SourceRecord
 
-__all__ = ["Compressor", "can_repeat", "check_recipe", "expected_by", "recipe_for", "recipe_of", "repeat"]
+__all__ = ["BATCH", "Compressor", "can_repeat", "check_recipe", "expected_by", "recipe_for", "recipe_of", "repeat"]
+
+BATCH = 16
+"""Texts that a store hands to the engine at once."""
 
 
 @runtime_checkable
@@ -43,8 +46,8 @@ class Compressor(Protocol):
     def model(self) -> Any:
         """The model; its `dtype` is that of the memories."""
 
-    def compress(self, texts: Sequence[str], *, ratio: int, joint: bool) -> list[GistMemory]:
-        """Condense texts into memories, one each."""
+    def compress(self, texts: Sequence[str], *, ratio: int | Sequence[int], joint: bool) -> list[GistMemory]:
+        """Condense texts into memories, one each, at one ratio or at a ratio for each."""
 
 
 def recipe_for(engine: Compressor, ratio: int | None = None, joint: bool = False) -> Recipe:
@@ -115,7 +118,7 @@ def check_recipe(recipe: Recipe, engine: Compressor) -> None:
 
 
 def repeat(engine: Compressor, records: Sequence[SourceRecord]) -> list[GistMemory]:
-    """Make memories again from their source records, one batch for each recipe.
+    """Make memories again from their source records, all of one mode in one batch.
 
     Args:
         engine: The engine that made them the first time.
@@ -127,15 +130,17 @@ def repeat(engine: Compressor, records: Sequence[SourceRecord]) -> list[GistMemo
     Raises:
         MemoryMismatchError: If a memory was made with another model, tokenizer or config.
     """
-    batches: dict[tuple[int, str, str], list[int]] = {}
+    batches: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         check_recipe(record.recipe, engine)
-        batches.setdefault((record.recipe.ratios[0], record.recipe.mode, record.recipe.dtype), []).append(index)
+        batches.setdefault(record.recipe.mode, []).append(index)
     made: dict[int, GistMemory] = {}
-    for (ratio, mode, dtype), rows in batches.items():
+    for mode, rows in batches.items():
+        ratios = [records[row].recipe.ratios[0] for row in rows]
+        ratio = ratios[0] if len(set(ratios)) == 1 else ratios
         memories = engine.compress([records[row].text for row in rows], ratio=ratio, joint=mode == "joint")
         for row, memory in zip(rows, memories, strict=True):
-            made[row] = memory.seal().to(getattr(torch, dtype))
+            made[row] = memory.seal().to(getattr(torch, records[row].recipe.dtype))
     return [made[row] for row in range(len(records))]
 
 

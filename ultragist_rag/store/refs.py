@@ -15,11 +15,22 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["FORMAT", "Recipe", "Ref", "identify", "neutralise", "parse", "split", "to_marker"]
+__all__ = [
+    "FORMAT",
+    "Recipe",
+    "Ref",
+    "find_broken",
+    "identify",
+    "neutralise",
+    "parse",
+    "repair",
+    "split",
+    "to_marker",
+]
 
 FORMAT = 1
 """Version of the file formats and of the record that ids are made of. Stores read this one and the one before."""
@@ -29,6 +40,21 @@ _MARKER = re.compile(_HEAD + "([a-z2-7]{26})0", re.IGNORECASE | re.ASCII)
 _LOOK_ALIKE = re.compile(_HEAD, re.IGNORECASE | re.ASCII)
 _ID = re.compile("[a-z2-7]{26}", re.IGNORECASE | re.ASCII)
 _ID_BYTES = 16
+
+_BREAK = r"(?:\s|\\+[nrt]){1,80}"
+_WRAPPED_ID = rf"(?:(?:{_BREAK})?[a-z2-7]){{26}}(?:{_BREAK})?0"
+_WRAPPED_HEAD = "|".join(f"{_HEAD[:cut]}{_BREAK}{_HEAD[cut:]}" for cut in range(1, len(_HEAD)))
+# A break in the head is mended only before a whole id: so `neutralise` can see every part that a join could complete.
+_WRAPPED = re.compile(f"{_HEAD}{_WRAPPED_ID}|(?:{_WRAPPED_HEAD})[a-z2-7]{{26}}0", re.IGNORECASE | re.ASCII)
+_BREAKS = re.compile(_BREAK)
+
+_HEAD_END = "(?:" + "|".join(_HEAD[cut:] for cut in range(1, len(_HEAD))) + ")"
+_TAIL = re.compile(
+    rf"(?<![a-z0-9])(?<!ultragist-)(?:{_HEAD_END}[a-z2-7]{{26}}|(?=[a-z]*[2-7])[a-z2-7]{{26}})0",
+    re.IGNORECASE | re.ASCII,
+)
+_WRAPPED_TAIL = re.compile(rf"\s*{_HEAD_END}{_WRAPPED_ID}", re.IGNORECASE | re.ASCII)
+_CUT_HEAD = re.compile(f"{_HEAD}[a-z2-7]{{0,25}}", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +194,54 @@ def split(text: str) -> list[str | Ref]:
     return [part for part in parts if part]
 
 
+def repair(text: str) -> str:
+    r"""Join markers that line wrapping broke, with white space or with the escaped line end of a `repr`.
+
+    Args:
+        text: A prompt.
+
+    Returns:
+        The text with these markers whole; everything else is as it was.
+
+    Example:
+        >>> repair("see ultragist0" + "a" * 13 + "\n  " + "a" * 13 + "0, p. 3")
+        'see ultragist0aaaaaaaaaaaaaaaaaaaaaaaaaa0, p. 3'
+    """
+    return _WRAPPED.sub(lambda found: _BREAKS.sub("", found.group()), text)
+
+
+def find_broken(text: str) -> str | None:
+    """Find a part of a marker: its head without the rest, or its id without the head.
+
+    An id is told from words by a digit in it, or by what is left of the head in front of it.
+
+    Args:
+        text: A prompt, after `repair`.
+
+    Returns:
+        The first part found; None if all markers are whole.
+
+    Example:
+        >>> find_broken("see ultragist0abc"), find_broken("ultragist0" + "a" * 26 + "0")
+        ('ultragist0abc', None)
+    """
+    rest = _MARKER.sub(" ", text)
+    found = _CUT_HEAD.search(rest) or next(_tails(rest), None)
+    return found.group() if found else None
+
+
+def _tails(text: str) -> Iterator[re.Match[str]]:
+    """Yield ids without their heads; words of mixed case are names or keys of something else."""
+    for found in _TAIL.finditer(text):
+        if len(found.group()) > 27 or found.group() in (found.group().lower(), found.group().upper()):
+            yield found
+
+
 def neutralise(text: str) -> str:
-    """Make untrusted text unable to carry a marker, and leave it readable.
+    """Make untrusted text unable to carry a marker, whole or in part, and leave it readable.
 
     Every `ultragist0` becomes `ultragist-0`, also where no whole marker follows: two harmless texts put side by side
-    could complete one.
+    could complete one. For the same reason an id without its head gets a hyphen in front of its last `0`.
 
     Args:
         text: A document or a user's words.
@@ -184,4 +253,13 @@ def neutralise(text: str) -> str:
         >>> neutralise("see ultragist0" + "a" * 26 + "0")
         'see ultragist-0aaaaaaaaaaaaaaaaaaaaaaaaaa0'
     """
-    return _LOOK_ALIKE.sub(lambda found: f"{found.group()[:-1]}-0", text)
+    text = _WRAPPED.sub(lambda found: _hyphened(found.group(), found.group().index("0")), text)
+    text = _LOOK_ALIKE.sub(lambda found: _hyphened(found.group(), -1), text)
+    for found in reversed([*_tails(text)]):
+        text = text[: found.start()] + _hyphened(found.group(), -1) + text[found.end() :]
+    start = _WRAPPED_TAIL.match(text)
+    return _hyphened(start.group(), -1) + text[start.end() :] if start else text
+
+
+def _hyphened(part: str, place: int) -> str:
+    return f"{part[:place]}-{part[place:]}"

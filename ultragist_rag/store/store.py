@@ -1,9 +1,9 @@
 """GistStore: compress once, keep, find again by a marker or by the text.
 
 Is        the front of a byte store for one namespace: what goes in and out are memories, markers and source records.
-Flow      shelf, recipes -> [store] -> engine, integrations.
+Flow      shelf, recipes, resolving -> [store] -> engine, integrations.
 Change    what a caller can ask of a store.
-Not here  bytes on disk -> disk.py; the file of a memory -> codec.py; ids -> refs.py; secrets -> keys.py.
+Not here  bytes on disk -> disk.py; the file of a memory -> codec.py; ids -> refs.py; cutting prompts -> resolving.py.
 Holds     what is returned is what was stored; unknown, foreign and evicted ids cannot be told apart.
 """
 
@@ -15,22 +15,21 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ultragist_rag.errors import GistNotFoundError, InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import codec, refs
 from ultragist_rag.store.base import GIST, open_bytes
 from ultragist_rag.store.keys import find_secret
-from ultragist_rag.store.recipes import Compressor, can_repeat, expected_by, recipe_for, recipe_of, repeat
+from ultragist_rag.store.recipes import BATCH, Compressor, recipe_for, recipe_of, repeat
 from ultragist_rag.store.reports import StoreProgress, StoreStats
+from ultragist_rag.store.resolving import check_lists, cut, is_here, load, put_in_place, refuse
+from ultragist_rag.store.scope import hand_out
 from ultragist_rag.store.shelf import Shelf
 from ultragist_rag.store.source import SourceRecord
 
 __all__ = ["GistStore"]
-
-BATCH = 16
-"""Texts that `get_or_compress` hands to the engine at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class GistStore:
         keep = text is not None and (self.keep_source if keep_source is None else keep_source)
         record = SourceRecord(name=name, text=text or "", recipe=recipe, metadata=metadata or {})
         self._shelf.save(memory, record, keep)
-        return refs.to_marker(name)
+        return hand_out(name)
 
     def get(self, marker: str, engine: Compressor | None = None) -> GistMemory:
         """Read a memory.
@@ -155,6 +154,11 @@ class GistStore:
         name = self._parse(marker)
         return self._shelf.source(name) or self._refuse(name)
 
+    def find_source(self, marker: str) -> SourceRecord | None:
+        """Return the source record of a memory as `source` does; None, and no warning in the log, if there is none."""
+        name = refs.parse(marker)
+        return None if name is None else self._shelf.source(name)
+
     def delete(self, marker: str) -> bool:
         """Remove a memory and its source record; say whether there was anything."""
         name = refs.parse(marker)
@@ -175,14 +179,14 @@ class GistStore:
         name = self._shelf.identify(recipe_for(engine, ratio, joint), text)
         found = self._shelf.has(name)
         self._count(hits=int(found), misses=int(not found))
-        return refs.to_marker(name) if found else None
+        return hand_out(name) if found else None
 
     def get_or_compress(
         self,
         engine: Compressor,
         texts: Sequence[str],
         *,
-        ratio: int | None = None,
+        ratio: int | Sequence[int] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
         progress: Callable[[StoreProgress], object] | None = None,
     ) -> list[str]:
@@ -191,7 +195,7 @@ class GistStore:
         Args:
             engine: Compresses what is missing, many texts at once.
             texts: Documents.
-            ratio: Raw tokens per gist token; None for the ratio of its config.
+            ratio: Raw tokens per gist token, one for all texts or one for each; None for the ratio of its config.
             metadata: JSON values to keep beside each text.
             progress: Called after the look-up, and after each batch.
 
@@ -199,15 +203,15 @@ class GistStore:
             One marker per text, in order.
 
         Raises:
-            InputError: If `texts` is not a list of texts, or `metadata` not as long.
+            InputError: If `texts` is not a list of texts, or `ratio` or `metadata` are not as long.
             StoreError: If a memory does not fit, or the place cannot be written.
         """
-        _check_texts(texts, metadata)
-        recipe = recipe_for(engine, ratio)
-        notes = metadata or [{}] * len(texts)
+        ratios = list(ratio) if isinstance(ratio, Sequence) else [ratio] * len(texts)
+        check_lists(texts, metadata=metadata, ratios=ratios)
+        recipes = {one: recipe_for(engine, one) for one in set(ratios)}
         records = [
-            SourceRecord(name=self._shelf.identify(recipe, text), text=text, recipe=recipe, metadata=note)
-            for text, note in zip(texts, notes, strict=True)
+            SourceRecord(name=self._shelf.identify(recipes[one], text), text=text, recipe=recipes[one], metadata=note)
+            for text, one, note in zip(texts, ratios, metadata or [{}] * len(texts), strict=True)
         ]
         unique = {record.name: record for record in records}
         missing = [record for name, record in unique.items() if not self._shelf.has(name)]
@@ -222,26 +226,53 @@ class GistStore:
                 self._shelf.save(memory, record, self.keep_source)
             report(StoreProgress(len(unique), n_hits, start + len(batch)))
         _log.info("%d of %d texts were stored already, %d compressed", n_hits, len(unique), len(missing))
-        return [refs.to_marker(record.name) for record in records]
+        return [hand_out(record.name) for record in records]
 
-    def resolve(self, engine: Compressor | None, text: str) -> list[str | GistMemory]:
-        """Cut a prompt at its markers and put the memories in their places.
+    def resolve(
+        self,
+        engine: Compressor | None,
+        text: str,
+        *,
+        max_slots: int | None = None,
+        unknown: Literal["error", "text"] = "error",
+    ) -> list[str | GistMemory]:
+        """Cut a prompt at its markers and put the memories in their places; as `resolve_all` for one text."""
+        return self.resolve_all(engine, [text], max_slots=max_slots, unknown=unknown)[0]
+
+    def resolve_all(
+        self,
+        engine: Compressor | None,
+        texts: Sequence[str],
+        *,
+        max_slots: int | None = None,
+        unknown: Literal["error", "text"] = "error",
+    ) -> list[list[str | GistMemory]]:
+        """Cut the texts of one prompt at their markers and put the memories in their places.
+
+        Markers that line wrapping broke are mended first. A memory stands once, at its first place. Inside a
+        `marker_scope` only its markers are read, and all others stay text.
 
         Args:
-            engine: As for `get`; with one, all memories that were evicted are made again in one batch.
-            text: The prompt. Whatever in it is not to be trusted must have gone through `neutralise`.
+            engine: As for `get`; with one, memories that were evicted are made again, many at once.
+            texts: The prompt, or its messages. What in it is not to be trusted must have gone through `neutralise`.
+            max_slots: Slots that all its memories may take together; None for any number.
+            unknown: What becomes of markers that are not of this namespace: an error, or text that is no marker.
 
         Returns:
-            Texts and memories in reading order: the pieces that `generate` takes.
+            For each text, texts and memories in reading order: the pieces that `generate` takes.
 
         Raises:
+            InputError: If there is a part of a marker, or an argument does not fit.
             GistNotFoundError: If a marker is not of this namespace, for whatever reason.
+            ContextOverflowError: If the memories take more than `max_slots`; not all are read then.
             MemoryMismatchError: If a memory is of another model, tokenizer or config than the engine.
             CorruptGistError: If a file is damaged.
         """
-        parts = refs.split(text)
-        memories = self._load({part.name: None for part in parts if isinstance(part, refs.Ref)}, engine)
-        return [part if isinstance(part, str) else memories[part.name] for part in parts]
+        if unknown not in ("error", "text"):
+            raise InputError(f"unknown is {unknown!r}, but must be 'error' or 'text'.")
+        parts = cut(texts, None if unknown == "error" else lambda name: is_here(self._shelf, name, engine))
+        names = {part.name: None for row in parts for part in row if isinstance(part, refs.Ref)}
+        return put_in_place(parts, self._load(names, engine, max_slots))
 
     def expand_markers(self, text: str) -> str:
         """Put the original texts in the places of their markers, for readers that cannot use memories.
@@ -250,13 +281,16 @@ class GistStore:
             text: A prompt.
 
         Returns:
-            The prompt without markers; a look-alike inside a document is neutralised.
+            The prompt without markers; a look-alike inside a document is neutralised, and so is every marker that a
+            `marker_scope` does not allow.
 
         Raises:
+            InputError: If there is a part of a marker.
             GistNotFoundError: If there is no source record of this namespace, for whatever reason.
             CorruptGistError: If a file is damaged.
         """
-        parts = (part if isinstance(part, str) else self.source(part.name).text for part in refs.split(text))
+        (row,) = cut([text])
+        parts = (part if isinstance(part, str) else self.source(part.name).text for part in row)
         return refs.neutralise("".join(parts))
 
     def stats(self) -> StoreStats:
@@ -295,43 +329,22 @@ class GistStore:
     def _parse(self, marker: str) -> str:
         return refs.parse(marker) or self._refuse("something that is no marker")
 
-    def _load(self, names: Iterable[str], engine: Compressor | None) -> dict[str, GistMemory]:
-        """Read memories; make those again that are gone, given an engine to do it and a source record for each."""
-        memories: dict[str, GistMemory] = {}
-        missing: list[SourceRecord] = []
-        for name in names:
-            memory = self._shelf.memory(name, expected_by(engine, name))
-            if memory is not None:
-                memories[name] = memory
-                continue
-            record = self._shelf.source(name) if engine is not None else None
-            if record is None or not can_repeat(record.recipe):
-                self._refuse(name)
-            missing.append(record)
-        self._count(hits=len(memories), misses=len(missing))
-        if engine is not None and missing:
-            _log.info("%d evicted memories are made again", len(missing))
-            for record, memory in zip(missing, repeat(engine, missing), strict=True):
-                self._shelf.save(memory, record, keep_source=True)
-                memories[record.name] = memory
+    def _load(
+        self, names: Iterable[str], engine: Compressor | None, max_slots: int | None = None
+    ) -> dict[str, GistMemory]:
+        try:
+            memories, n_made = load(self._shelf, names, engine, max_slots)
+        except GistNotFoundError:
+            self._count(misses=1)
+            raise
+        self._count(hits=len(memories) - n_made, misses=n_made)
         return memories
 
     def _refuse(self, name: str) -> NoReturn:
         self._count(misses=1)
-        _log.warning("no memory for %s in namespace %s", name, self._shelf.namespace)
-        raise GistNotFoundError(
-            f"there is no memory for {name} in this namespace: it was never stored here, was deleted, or had to make "
-            "room. Compress the document again, or pass the engine so that it is made again from its source record."
-        )
+        refuse(self._shelf, name)
 
     def _count(self, hits: int = 0, misses: int = 0) -> None:
         with self._lock:
             self._n_hits += hits
             self._n_misses += misses
-
-
-def _check_texts(texts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InputError("texts must be a list of texts: put a single one into a list.")
-    if metadata is not None and len(metadata) != len(texts):
-        raise InputError(f"{len(metadata)} metadata for {len(texts)} texts: give one each.")
