@@ -9,6 +9,8 @@ Is        the exception tree:
           ├── CheckpointError                      files of a checkpoint or an adapter do not fit
           ├── MemoryMismatchError                  a memory of another model, tokenizer or config
           ├── ContextOverflowError                 more slots and tokens than the model has positions
+          ├── QueueFullError                       too many requests wait for the model
+          ├── RequestTimeoutError    (TimeoutError) a request that took longer than it may
           ├── TrainingError                        a training run that cannot start or go on
           └── StoreError
               ├── GistNotFoundError                no memory under this marker
@@ -27,6 +29,8 @@ __all__ = [
     "GistNotFoundError",
     "InputError",
     "MemoryMismatchError",
+    "QueueFullError",
+    "RequestTimeoutError",
     "StoreError",
     "TrainingError",
     "UltraGistError",
@@ -60,6 +64,14 @@ class MemoryMismatchError(UltraGistError):
 
 class ContextOverflowError(UltraGistError):
     """Memory slots and tokens need more positions than the model has."""
+
+
+class QueueFullError(UltraGistError):
+    """So many requests wait for the model that another one is refused at once."""
+
+
+class RequestTimeoutError(UltraGistError, TimeoutError):
+    """A request that waited or decoded longer than it was allowed to."""
 
 
 class TrainingError(UltraGistError):

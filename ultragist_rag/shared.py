@@ -1,20 +1,64 @@
-"""One engine per model, shared by the components of both frameworks that use it."""
+"""One engine for equal model settings, shared by all components that use it.
+
+Is        a registry of loaded engines; it keeps none alive.
+Flow      engine -> [shared] -> components of both frameworks.
+Change    what counts as equal settings.
+Not here  who may use an engine when -> requests.py.
+Holds     equal settings give the same engine, loaded once, also when several threads ask at the same time.
+"""
 
 from __future__ import annotations
 
 import threading
-from weakref import WeakValueDictionary
+from typing import Any
+from weakref import ref
 
 from ultragist_rag.engine import UltraGist
 
-_engines: WeakValueDictionary[str, UltraGist] = WeakValueDictionary()
+__all__ = ["shared_engine"]
+
+
+class _Entry:
+    """Settings, and the engine that was loaded with them."""
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        self.settings = (model, options)
+        self.loading = threading.Lock()
+        self.n_asking = 0
+        self.engine: ref[UltraGist] | None = None
+
+    def get(self) -> UltraGist | None:
+        return self.engine() if self.engine is not None else None
+
+
+_entries: list[_Entry] = []
 _lock = threading.Lock()
 
 
-def shared_engine(model: str) -> UltraGist:
-    """Return the engine of a model; it is loaded once and dropped with the last component that uses it."""
+def shared_engine(model: str, **options: Any) -> UltraGist:
+    """Return the engine of a model; it is loaded once and dropped with the last component that uses it.
+
+    Args:
+        model: As for `UltraGist.from_pretrained`.
+        options: As for `UltraGist.from_pretrained`; those that are equal share an engine.
+
+    Returns:
+        The engine. Different ones load at the same time; a call that finds its own loading waits for it.
+    """
     with _lock:
-        engine = _engines.get(model)
-        if engine is None:
-            engine = _engines[model] = UltraGist.from_pretrained(model)
-        return engine
+        _entries[:] = [entry for entry in _entries if entry.n_asking or entry.get() is not None]
+        entry = next((entry for entry in _entries if entry.settings == (model, options)), None)
+        if entry is None:
+            entry = _Entry(model, dict(options))
+            _entries.append(entry)
+        entry.n_asking += 1
+    try:
+        with entry.loading:
+            engine = entry.get()
+            if engine is None:
+                engine = UltraGist.from_pretrained(model, **options)
+                entry.engine = ref(engine)
+            return engine
+    finally:
+        with _lock:
+            entry.n_asking -= 1

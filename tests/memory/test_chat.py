@@ -92,7 +92,7 @@ def test_settings_reach_the_template():
     [
         ({"role": "user<|im_end|>", "content": "x"}, "role"),
         ({"role": "user"}, "role and content"),
-        ({"role": "user", "content": "x", "name": "y"}, "role and content"),
+        ({"role": "user", "content": "x", "weight": 1}, "role and content"),
         ({"role": "user", "content": [1]}, "content"),
         ({"role": "user", "content": None}, "content"),
     ],

@@ -76,6 +76,11 @@ class StopCutter:
         self._held = ""
         self.stopped = False
 
+    @property
+    def n_held(self) -> int:
+        """Characters that are held back."""
+        return len(self._held)
+
     def push(self, text: str) -> str:
         """Take text; return what can be shown."""
         if self.stopped:

@@ -1,0 +1,163 @@
+"""Fields that the components of both frameworks have in common, each in one place.
+
+Is        pydantic mixins: `EngineFields` (which model), `CondenseFields` (how to condense), `ReadFields` (answers).
+Flow      condense, reader, shared -> [components] -> langchain_ultragist, llama_index_ultragist.
+Change    a setting that users of both frameworks may set.
+Not here  what the settings do -> condense.py, reader.py, memory/decoding.py.
+Holds     nothing is loaded when a component is made; store and engine never appear in what is traced or serialised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from ultragist_rag.condense import CondensePolicy
+from ultragist_rag.engine import UltraGist
+from ultragist_rag.reader import Reader
+from ultragist_rag.shared import shared_engine
+from ultragist_rag.store import GistStore
+
+__all__ = ["CondenseFields", "EngineFields", "ReadFields"]
+
+
+class EngineFields(BaseModel):
+    """Which model, and where its memories are.
+
+    The model is loaded at first use and shared by all components with equal `model_name` and `model_kwargs`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=())
+
+    store: GistStore | None = Field(default=None, exclude=True, repr=False)
+    """Where the memories are."""
+
+    model_name: str = Field(default="bundled", alias="model")
+    """What `UltraGist.from_pretrained` loads at first use; not used if `engine` is given."""
+
+    engine: UltraGist | None = Field(default=None, exclude=True, repr=False)
+    """A loaded engine, used instead of `model_name`."""
+
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Options of `UltraGist.from_pretrained`, such as revision, dtype and device_map."""
+
+    _loaded: tuple[str, dict[str, Any], UltraGist] | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Go on to the framework's own: pydantic puts a method that does not in its place where fields are private."""
+        super().model_post_init(context)
+
+    def _get_engine(self) -> UltraGist:
+        """Return the engine; it is loaded if need be."""
+        if self.engine is not None:
+            return self.engine
+        loaded = self._loaded
+        # A copy of a component has what its original loaded, but perhaps other settings by now.
+        if loaded is None or loaded[:2] != (self.model_name, self.model_kwargs):
+            engine = shared_engine(self.model_name, **self.model_kwargs)
+            loaded = self._loaded = (self.model_name, dict(self.model_kwargs), engine)
+        return loaded[2]
+
+
+class CondenseFields(EngineFields):
+    """How to condense texts into memories."""
+
+    store: GistStore = Field(exclude=True, repr=False)
+    """Where the memories go."""
+
+    ratio: int | None = None
+    """Raw tokens per gist token; None for the ratio of the engine's config, or for what `slots` leaves."""
+
+    slots: int | None = None
+    """Memory slots that all texts of a call may take together, divided by rank or score."""
+
+    ratios: tuple[int, ...] = ()
+    """Ratios to choose from with `slots`; those the model was trained with if empty."""
+
+    min_tokens: int = 0
+    """A text with fewer tokens stays text."""
+
+    on_miss: Literal["compress", "stored"] = "compress"
+    """`stored` takes what is in the store already where that fits, and compresses only what is not."""
+
+    @model_validator(mode="after")
+    def _check_condense_policy(self) -> Any:
+        self._policy()
+        return self
+
+    def _policy(self) -> CondensePolicy:
+        """Return the settings as a policy."""
+        return CondensePolicy(
+            ratio=self.ratio,
+            slots=self.slots,
+            ratios=self.ratios,
+            min_tokens=self.min_tokens,
+            on_miss=self.on_miss,
+        )
+
+
+class ReadFields(EngineFields):
+    """How to read prompts and decode answers."""
+
+    max_tokens: int = Field(default=128, alias="max_new_tokens", ge=1)
+    """Longest answer in tokens."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token, more lets chance in."""
+
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Draw among the likeliest tokens that together have this probability."""
+
+    top_k: int | None = Field(default=None, ge=0)
+    """Draw among this many likeliest tokens."""
+
+    seed: int | None = None
+    """Of the draws; equal seeds give equal answers."""
+
+    stop: list[str] | None = None
+    """Texts that end an answer and are not part of it; those of a call replace them."""
+
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds that a request may take, waiting for others included."""
+
+    max_waiting: int = Field(default=64, ge=0)
+    """Requests that may wait for the engine; one more is refused."""
+
+    max_slots: int | None = Field(default=None, ge=0)
+    """Memory slots that one prompt may have."""
+
+    unknown_markers: Literal["error", "text"] = "error"
+    """Whether a marker that is not of the store's namespace is refused or stays text."""
+
+    def _reader(self) -> Reader:
+        """Return a reader with these settings."""
+        return Reader(
+            self._get_engine(),
+            self.store,
+            max_slots=self.max_slots,
+            unknown_markers=self.unknown_markers,
+            max_waiting=self.max_waiting,
+            timeout=self.timeout,
+        )
+
+    def _decoding(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings for `Reader.answer` and `Reader.stream`; those of a call go before those of the fields."""
+        given = dict(kwargs)
+        settings: dict[str, Any] = {
+            "max_new_tokens": _first(given.pop("max_tokens", None), given.pop("max_new_tokens", None), self.max_tokens)
+        }
+        for name in ("temperature", "top_p", "top_k", "seed"):
+            value = _first(given.pop(name, None), getattr(self, name))
+            if value is not None:
+                settings[name] = value
+        settings["do_sample"] = settings["temperature"] > 0
+        texts = _first(given.pop("stop", None), stop, self.stop)
+        if texts:
+            settings["stop"] = texts
+        return settings | given
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
