@@ -109,7 +109,7 @@ def condense(  # noqa: PLR0913 - lists of one length, all by keyword
     texts: Sequence[str],
     *,
     policy: CondensePolicy = CondensePolicy(),
-    scores: Sequence[float] | None = None,
+    scores: Sequence[int | float] | None = None,
     references: Sequence[str | None] | None = None,
     metadata: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Condensed]:
@@ -241,7 +241,7 @@ def _passed(engine: UltraGist, store: GistStore, name: str) -> tuple[Condensed, 
     return Condensed(marker, marker, n_tokens, ratios[0] if len(ratios) == 1 else None), memory.slots
 
 
-def _weights(n_texts: int, scores: Sequence[float] | None) -> list[int]:
+def _weights(n_texts: int, scores: Sequence[int | float] | None) -> list[int]:
     """Return whole numbers in proportion to scores; without scores, falling with the rank."""
     if scores is None:
         return list(range(n_texts, 0, -1))

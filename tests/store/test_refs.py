@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from ultragist_rag.store.refs import Recipe, identify, neutralise, parse, split, to_marker
+from ultragist_rag.store.refs import Recipe, find_broken, identify, neutralise, parse, repair, split, to_marker
 
 NAME = "abcdefghijklmnopqrstuvwx27"
 RECIPE = Recipe(model="m", tokenizer="t", config={"window": 8, "ratio": 4}, ratios=(4,))
@@ -115,3 +115,68 @@ def test_guessing_ids_without_the_secret_finds_nothing():
     plain = base64.b32encode(hashlib.sha256(b"text").digest()[:16])[:26].decode().lower()
     assert true not in guesses
     assert true != plain
+
+
+MARKER = to_marker(NAME)
+SEPARATORS = ["\n", "\n    ", "\r\n", "\\n", "\\n  ", "\\\\n", " "]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_a_marker_that_wrapping_broke_is_joined(separator):
+    for cut in range(1, len(MARKER)):
+        for marker in (MARKER, MARKER.upper()):
+            text = f"see {marker[:cut]}{separator}{marker[cut:]} and"
+            assert repair(text) == f"see {marker} and"
+            assert find_broken(repair(text)) is None
+
+
+def test_a_marker_in_many_lines_is_joined_if_its_head_is_whole():
+    lines = [MARKER[start : start + 10] for start in range(0, len(MARKER), 10)]
+    assert repair("\n".join(lines)) == MARKER
+    assert find_broken(repair("ultr\nagist0\n" + MARKER[10:])) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ultragist is the name, version 0",
+        "The ultragist method reads 20 windows\nof 260 tokens each.",
+        "abcdefghijklmnopqrstuvwxyz0123456789",
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789",
+        "0123456789abcdefghijklmnopqrstuvwxyz",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "550e8400-e29b-41d4-a716-446655440000, commit 7a3bc4d5e60",
+        "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP and 1000000000000000000000000000000",
+        "Rechtsschutzversicherungsgesellschaften0, donaudampfschifffahrt20",
+        "dQw4w9WgXcQabcdefghijklmn2pQ0 mixed case",
+        "a marker of the kind ultragist-0 and more",
+    ],
+)
+def test_prose_names_and_numbers_are_no_parts_of_markers(text):
+    assert find_broken(text) is None
+    assert repair(text) == text
+    assert neutralise(text) == text
+
+
+def test_neutralised_texts_complete_no_marker_however_they_are_joined():
+    for separator in ["", *SEPARATORS]:
+        for cut in range(1, len(MARKER)):
+            for wrap in ("", "\n"):
+                right = MARKER[cut:-8] + wrap + MARKER[-8:] if cut < 29 else MARKER[cut:]
+                one, other = neutralise(f"x {MARKER[:cut]}"), neutralise(f"{right} y")
+                joined = repair(f"{one}{separator}{other}")
+                assert [part for part in split(joined) if not isinstance(part, str)] == [], (separator, cut, wrap)
+
+
+def test_what_is_neutralised_is_neither_marker_nor_part_of_one():
+    draw = random.Random(11)
+    for _ in range(500):
+        start, stop = sorted((draw.randrange(len(MARKER) + 1), draw.randrange(len(MARKER) + 1)))
+        middle = draw.choice(["", *SEPARATORS])
+        text = f"{draw.choice(['', 'x ', '(', 'l'])}{MARKER[start:stop]}{middle}{MARKER[stop:]} {MARKER[start:]}"
+        harmless = neutralise(text)
+        assert find_broken(repair(harmless)) is None, text
+        assert all(isinstance(part, str) for part in split(repair(harmless)))
+        assert neutralise(harmless) == harmless
+        assert harmless.replace("-", "") == text

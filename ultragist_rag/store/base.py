@@ -66,6 +66,9 @@ class ByteStore(Protocol):
     def get(self, key: str) -> bytes | None:
         """Return the bytes under a key and mark it as used now; None if there is none."""
 
+    def head(self, key: str, n_bytes: int) -> bytes | None:
+        """Return the first bytes under a key; None if there is none. This is no use of it."""
+
     def put(self, items: Mapping[str, bytes]) -> None:
         """Store all items or none, in order, and evict what was not used for longest; never one item for another."""
 

@@ -22,7 +22,7 @@ from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import ConfigError, CorruptGistError, InputError, MemoryMismatchError
 from ultragist_rag.memory.memory import GistMemory, Progress, Segment, SegmentKind
 from ultragist_rag.store.refs import FORMAT
-from ultragist_rag.store.seal import BLANK, check_seal, parse_json, put_seal
+from ultragist_rag.store.seal import BLANK, check_seal, parse_json, put_seal, stamp
 
 __all__ = ["UPGRADES", "Expected", "check_match", "decode", "encode", "read_manifest"]
 
@@ -55,13 +55,14 @@ class Expected:
     config: GistConfig | None = None
 
 
-def encode(memory: GistMemory, *, key: bytes = b"", name: str = "") -> bytes:
-    """Return the file of a memory; the same memory always gives the same bytes.
+def encode(memory: GistMemory, *, key: bytes = b"", name: str = "", stored: float = 0.0) -> bytes:
+    """Return the file of a memory; the same memory stored at the same time always gives the same bytes.
 
     Args:
         memory: The memory, on any device.
         key: Key for the checksum; without one it guards against damage, not against forgery.
         name: Id that the file will lie under.
+        stored: Seconds since 1970 at which it is stored; 0 for a file outside of a store.
 
     Returns:
         A safetensors file.
@@ -90,7 +91,8 @@ def encode(memory: GistMemory, *, key: bytes = b"", name: str = "") -> bytes:
         "layers": len(memory.keys),
         "slots": memory.slots,
     }
-    metadata = {"checksum": BLANK, "format": str(FORMAT), "manifest": json.dumps(manifest, separators=(",", ":"))}
+    metadata = {"checksum": BLANK, "format": str(FORMAT), **stamp(stored)}
+    metadata["manifest"] = json.dumps(manifest, separators=(",", ":"))
     header: dict[str, Any] = {"__metadata__": metadata}
     parts = []
     stop = 0

@@ -62,18 +62,28 @@ class DiskBytes:
         Raises:
             StoreError: If the file cannot be read.
         """
+        data = self.head(key, -1)
+        if data is not None:
+            with suppress(OSError):  # gone meanwhile, or a read-only store: both are no reason to fail
+                _touch(self.root / key)
+        return data
+
+    def head(self, key: str, n_bytes: int) -> bytes | None:
+        """Return the first bytes under a key, all if `n_bytes` is -1; None if there is none. This is no use of it.
+
+        Raises:
+            StoreError: If the file cannot be read.
+        """
         if not is_key(key):
             return None
         path = self.root / key
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                return file.read(n_bytes)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StoreError(_failure(f"cannot read {path}", error)) from error
-        with suppress(OSError):  # gone meanwhile, or a read-only store: both are no reason to fail
-            _touch(path)
-        return data
 
     def put(self, items: Mapping[str, bytes]) -> None:
         """Store all items or none, and evict what was not used for longest.

@@ -44,6 +44,11 @@ class MemoryBytes:
                 self._items[key] = data
             return data
 
+    def head(self, key: str, n_bytes: int) -> bytes | None:
+        """Return the first bytes under a key; None if there is none. This is no use of it."""
+        data = self._items.get(key)
+        return None if data is None else data[:n_bytes]
+
     def put(self, items: Mapping[str, bytes]) -> None:
         """Store all items, and evict what was not used for longest.
 

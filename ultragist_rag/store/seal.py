@@ -1,6 +1,7 @@
 """Checksums: a file says itself whether it is whole and unaltered.
 
-Is        64 hexadecimal digits at a fixed place, made over all other bytes of the file; and a strict JSON reader.
+Is        64 hexadecimal digits at a fixed place, made over all other bytes of the file; the time at which it was
+          stored, readable from its first bytes; and a strict JSON reader.
 Flow      errors -> [seal] -> source, codec -> store. Imports no torch.
 Change    the checksum (raise FORMAT in refs.py).
 Holds     changing, adding or dropping any byte of a sealed file is noticed before anything in it is used.
@@ -11,14 +12,38 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from typing import Any, NoReturn
 
 from ultragist_rag.errors import CorruptGistError
 
-__all__ = ["BLANK", "check_seal", "parse_json", "put_seal"]
+__all__ = ["BLANK", "N_HEAD", "check_seal", "parse_json", "put_seal", "stamp", "stored_at"]
 
 BLANK = "0" * 64
 """What stands at the place of the checksum while it is computed."""
+
+N_HEAD = 200
+"""First bytes of a file that hold its time of storing."""
+
+_STORED = re.compile(rb'"format":"?[0-9]{1,9}"?,"stored":"([0-9]{1,12}\.[0-9]{3})"')
+
+
+def stamp(seconds: float) -> dict[str, str]:
+    """Return what a file says about the time at which it was stored, behind its format; nothing for 0."""
+    return {"stored": f"{seconds:.3f}"} if seconds else {}
+
+
+def stored_at(head: bytes) -> float:
+    """Return the seconds since 1970 at which a file was stored; 0 if it does not say.
+
+    Args:
+        head: Its first `N_HEAD` bytes. The checksum, which covers the time, is not checked here.
+
+    Returns:
+        The seconds.
+    """
+    found = _STORED.search(head)
+    return float(found.group(1)) if found else 0.0
 
 
 def put_seal(data: bytearray, at: int, key: bytes) -> bytes:

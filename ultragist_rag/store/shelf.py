@@ -4,28 +4,35 @@ Is        memories and source records under their ids, sealed with the namespace
 Flow      codec, refs, source, keys, base -> [shelf] -> store.
 Change    which files stand for a document.
 Not here  what callers ask for -> store.py; bytes on disk -> disk.py.
-Holds     a memory whose source is kept is never there without it; another secret or namespace is another shelf.
+Holds     a memory whose source is kept is never there without it; another secret or namespace is another shelf;
+          what is older than `ttl` is never returned.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import codec, refs, source
 from ultragist_rag.store.base import GIST, SOURCE, ByteStore
 from ultragist_rag.store.keys import Keys
+from ultragist_rag.store.seal import N_HEAD, stored_at
 from ultragist_rag.store.source import SourceRecord
 
 __all__ = ["Shelf"]
+
+_now = time.time
 
 
 class Shelf:
     """Reads and writes the files of one namespace."""
 
-    def __init__(self, place: ByteStore, namespace: str, secret: bytes) -> None:
+    def __init__(self, place: ByteStore, namespace: str, secret: bytes, ttl: int | float | None = None) -> None:
         self.place = place
+        self.ttl = ttl
         self.namespace = namespace
         self._keys = Keys(secret, namespace)
         readable = re.sub("[^a-z0-9]+", "-", namespace.lower())[:40].strip("-") or "ns"
@@ -36,8 +43,9 @@ class Shelf:
         return refs.identify(self._keys.ids, self.namespace, recipe, text)
 
     def save(self, memory: GistMemory, record: SourceRecord, keep_source: bool) -> None:
-        """Store a memory and, if asked, its source record: both or none."""
-        data = codec.encode(memory, key=self._keys.files, name=record.name)
+        """Store a memory and, if asked, its source record: both or none. A record that was stored keeps its time."""
+        record = replace(record, stored=record.stored or round(_now(), 3))
+        data = codec.encode(memory, key=self._keys.files, name=record.name, stored=record.stored)
         items = {self._key(record.name, GIST): data}
         if keep_source:
             items = {self._key(record.name, SOURCE): source.encode(record, self._keys.files), **items}
@@ -45,16 +53,19 @@ class Shelf:
 
     def memory(self, name: str, expected: codec.Expected) -> GistMemory | None:
         """Read a memory; None if there is none."""
+        self._sweep(name)
         data = self.place.get(self._key(name, GIST))
         return None if data is None else codec.decode(data, key=self._keys.files, expected=expected)
 
     def source(self, name: str) -> SourceRecord | None:
         """Read a source record; None if there is none."""
+        self._sweep(name)
         data = self.place.get(self._key(name, SOURCE))
         return None if data is None else source.decode(data, self._keys.files, name)
 
     def has(self, name: str) -> bool:
         """Say whether a memory is here."""
+        self._sweep(name)
         return self.place.contains(self._key(name, GIST))
 
     def delete(self, name: str) -> bool:
@@ -63,9 +74,30 @@ class Shelf:
 
     def names(self) -> Iterator[str]:
         """Yield the ids of all memories."""
-        for key, _ in self.place.entries(self.folder):
+        for key, _ in self.entries():
             if key.endswith(GIST):
-                yield key.rpartition("/")[2].removesuffix(GIST)
+                yield _name(key)
+
+    def entries(self) -> list[tuple[str, int]]:
+        """Return key and size of everything that is not too old."""
+        if self.ttl is not None:
+            for name in {_name(key) for key, _ in self.place.entries(self.folder)}:
+                self._sweep(name)
+        return list(self.place.entries(self.folder))
+
+    def _sweep(self, name: str) -> None:
+        """Remove what of a memory and its source record is too old, or does not say how old it is."""
+        if self.ttl is None:
+            return
+        heads = {key: self.place.head(key, N_HEAD) for key in (self._key(name, GIST), self._key(name, SOURCE))}
+        limit = _now() - self.ttl
+        old = tuple(key for key, head in heads.items() if head is not None and stored_at(head) <= limit)
+        if old:
+            self.place.delete(old)
 
     def _key(self, name: str, ending: str) -> str:
         return f"{self.folder}/{name}{ending}"
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2].partition(".")[0]

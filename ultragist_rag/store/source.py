@@ -16,7 +16,7 @@ from typing import Any
 
 from ultragist_rag.errors import CorruptGistError, InputError
 from ultragist_rag.store.refs import FORMAT, Recipe
-from ultragist_rag.store.seal import BLANK, check_seal, parse_json, put_seal
+from ultragist_rag.store.seal import BLANK, check_seal, parse_json, put_seal, stamp
 
 __all__ = ["SourceRecord", "decode", "encode"]
 
@@ -32,12 +32,14 @@ class SourceRecord:
         text: The document, unchanged.
         recipe: How it was compressed.
         metadata: Whatever the caller wants to know about the document later; JSON values.
+        stored: Seconds since 1970 at which it was put; 0 before that.
     """
 
     name: str
     text: str
     recipe: Recipe
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    stored: float = 0.0
 
 
 def encode(record: SourceRecord, key: bytes) -> bytes:
@@ -56,6 +58,7 @@ def encode(record: SourceRecord, key: bytes) -> bytes:
     values = {
         "checksum": BLANK,
         "format": FORMAT,
+        **stamp(record.stored),
         "name": record.name,
         "text": record.text,
         "recipe": record.recipe.to_dict(),
@@ -99,8 +102,9 @@ def decode(data: bytes, key: bytes, name: str) -> SourceRecord:
             text=values["text"],
             recipe=Recipe.from_dict(values["recipe"]),
             metadata=values["metadata"],
+            stored=float(values.get("stored", 0)),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptGistError(f"source record lacks something: {error}. Store the document again.") from error
     if record.name != name:
         raise CorruptGistError(f"source record of {record.name} lies under {name}: a file was moved. Delete it.")

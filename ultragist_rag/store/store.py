@@ -10,7 +10,7 @@ Holds     what is returned is what was stored; unknown, foreign and evicted ids 
 from __future__ import annotations
 
 import hashlib
-import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +21,9 @@ from ultragist_rag.errors import GistNotFoundError, InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import codec, refs
 from ultragist_rag.store.base import GIST, open_bytes
+from ultragist_rag.store.filling import fill
 from ultragist_rag.store.keys import find_secret
-from ultragist_rag.store.recipes import BATCH, Compressor, recipe_for, recipe_of, repeat
+from ultragist_rag.store.recipes import Compressor, recipe_for, recipe_of
 from ultragist_rag.store.reports import StoreProgress, StoreStats
 from ultragist_rag.store.resolving import check_lists, cut, is_here, load, put_in_place, refuse
 from ultragist_rag.store.scope import hand_out
@@ -30,8 +31,6 @@ from ultragist_rag.store.shelf import Shelf
 from ultragist_rag.store.source import SourceRecord
 
 __all__ = ["GistStore"]
-
-_log = logging.getLogger(__name__)
 
 
 class GistStore:
@@ -52,6 +51,7 @@ class GistStore:
         max_bytes: int | None = None,
         *,
         keep_source: bool = True,
+        ttl: int | float | None = None,
     ) -> GistStore:
         """Open a store.
 
@@ -62,6 +62,7 @@ class GistStore:
                 this process for `memory://` and a key file in the user's config folder for a folder.
             max_bytes: Bound on the bytes of all namespaces together; what was not used for longest goes first.
             keep_source: Whether texts are kept beside their memories, so that these can be made again.
+            ttl: Seconds after `put` when memory and source record count as gone, and are removed when met; None never.
 
         Returns:
             The store.
@@ -77,8 +78,10 @@ class GistStore:
         """
         if not isinstance(namespace, str) or not namespace:
             raise InputError(f"namespace is {namespace!r}, but must be a name.")
+        if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < math.inf):
+            raise InputError(f"ttl is {ttl!r}, but must be a number of seconds above 0, or None for no limit.")
         place = open_bytes(url, max_bytes)
-        return cls(Shelf(place, namespace, find_secret(secret, place.secret_source)), keep_source=keep_source)
+        return cls(Shelf(place, namespace, find_secret(secret, place.secret_source), ttl), keep_source=keep_source)
 
     @property
     def namespace(self) -> str:
@@ -213,19 +216,8 @@ class GistStore:
             SourceRecord(name=self._shelf.identify(recipes[one], text), text=text, recipe=recipes[one], metadata=note)
             for text, one, note in zip(texts, ratios, metadata or [{}] * len(texts), strict=True)
         ]
-        unique = {record.name: record for record in records}
-        missing = [record for name, record in unique.items() if not self._shelf.has(name)]
-        missing.sort(key=lambda record: len(record.text))  # texts of one length waste nothing in a batch
-        n_hits = len(unique) - len(missing)
-        self._count(hits=n_hits, misses=len(missing))
-        report = progress or (lambda _: None)
-        report(StoreProgress(len(unique), n_hits, 0))
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            for record, memory in zip(batch, repeat(engine, batch), strict=True):
-                self._shelf.save(memory, record, self.keep_source)
-            report(StoreProgress(len(unique), n_hits, start + len(batch)))
-        _log.info("%d of %d texts were stored already, %d compressed", n_hits, len(unique), len(missing))
+        n_hits, n_misses = fill(self._shelf, engine, records, self.keep_source, progress or (lambda _: None))
+        self._count(hits=n_hits, misses=n_misses)
         return [hand_out(record.name) for record in records]
 
     def resolve(
@@ -295,7 +287,7 @@ class GistStore:
 
     def stats(self) -> StoreStats:
         """Count what is there."""
-        sizes = list(self._shelf.place.entries(self._shelf.folder))
+        sizes = self._shelf.entries()
         usage = self._shelf.place.usage()
         n_memories = sum(key.endswith(GIST) for key, _ in sizes)
         return StoreStats(
