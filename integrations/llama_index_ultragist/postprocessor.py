@@ -3,51 +3,34 @@
 Is        a `BaseNodePostprocessor`: the last one behind a retriever (a later one with an LLM would show it markers).
 Flow      retriever -> [postprocessor] -> response synthesizer. Imports the front door only.
 Change    which nodes are compressed, what is kept with a memory.
-Not here  what a node shows to whom -> node.py; looking up, ids, files, eviction -> ultragist_rag.store.
+Not here  what a node shows to whom -> node.py; looking up, budget, batches -> ultragist_rag.condense.
 Holds     one node in, one out, in order, with its id, score, metadata and relationships; inputs stay as they are.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore, QueryBundle, TextNode
-from pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNode
 
-from llama_index_ultragist.node import GistNode
-from ultragist_rag import GistStore, UltraGist
-from ultragist_rag.shared import shared_engine
-from ultragist_rag.store import neutralise
+from llama_index_ultragist.node import GistNode, is_text, reference_of, text_of
+from ultragist_rag.components import CondenseFields
+from ultragist_rag.condense import condense
+from ultragist_rag.errors import InputError
+from ultragist_rag.requests import in_thread
 
 __all__ = ["UltraGistPostprocessor"]
 
 
-class UltraGistPostprocessor(BaseNodePostprocessor):
+class UltraGistPostprocessor(CondenseFields, BaseNodePostprocessor):
     """Turns each text node into a `GistNode` with the marker of its gist memory.
 
-    Memories that the store has are reused; all others are compressed together and stored with their text, which
-    `store.source(marker)` returns. Look-alikes of markers are made harmless in what is compressed and in the metadata
-    that a prompt shows. Nodes with images, sound or video pass as they are, without these two.
+    Memories that the store has are reused, those that `GistTransform` made first of all; all others are compressed
+    together and stored with their text, which `store.source(marker)` returns. Look-alikes of markers are made harmless
+    in what is compressed and in all that a prompt shows. Nodes with images, sound or video pass as they are.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
-
-    store: GistStore = Field(exclude=True, repr=False)
-    """Where memories are kept; whatever reads the markers needs one of the same place and namespace."""
-
-    model: str = "bundled"
-    """What `UltraGist.from_pretrained` loads at first use; not used if `engine` is given."""
-
-    engine: UltraGist | None = Field(default=None, exclude=True, repr=False)
-    """A loaded engine, used instead of `model`."""
-
-    ratio: int | None = None
-    """Raw tokens per gist token; None takes the ratio of the model's config."""
-
-    _loaded: UltraGist | None = PrivateAttr(default=None)
+    by_score: bool = False
+    """Whether scores divide `slots` among the nodes (higher is better); else their order does, best first."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -57,48 +40,44 @@ class UltraGistPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        texts = {place: item.node.get_content() for place, item in enumerate(nodes) if _is_text(item.node)}
-        full = {place: text for place, text in texts.items() if text.strip()}
-        markers: dict[int, str] = {}
-        if full:
-            found = self.store.get_or_compress(
-                self._engine(),
-                [neutralise(text) for text in full.values()],
-                ratio=self.ratio,
-                metadata=[_plain(nodes[place].node.metadata) for place in full],
+        texts = [item for item in nodes if is_text(item.node)]
+        made = (
+            condense(
+                self._get_engine(),
+                self.store,
+                [text_of(item.node) for item in texts],
+                policy=self._policy(),
+                scores=_scores(texts) if self.by_score else None,
+                references=[reference_of(item.node) for item in texts],
+                metadata=[item.node.metadata for item in texts],
             )
-            markers = dict(zip(full, found, strict=True))
+            if texts
+            else []
+        )
+        markers = iter(made)
         return [
             NodeWithScore(
-                node=_gist_node(item.node, texts[place], markers.get(place)) if place in texts else item.node,
-                score=item.score,
+                node=_gist_node(item.node, next(markers).marker) if is_text(item.node) else item.node, score=item.score
             )
-            for place, item in enumerate(nodes)
+            for item in nodes
         ]
 
-    def _engine(self) -> UltraGist:
-        if self._loaded is None:
-            self._loaded = self.engine or shared_engine(self.model)
-        return self._loaded
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return await in_thread(lambda _: self._postprocess_nodes(nodes, query_bundle))
 
 
-def _is_text(node: BaseNode) -> bool:
-    if isinstance(node, Node):
-        return not (node.image_resource or node.audio_resource or node.video_resource)
-    return isinstance(node, TextNode) and not isinstance(node, ImageNode)
-
-
-def _gist_node(node: BaseNode, text: str, marker: str | None) -> GistNode:
+def _gist_node(node: BaseNode, marker: str | None) -> GistNode:
     fields = {name: getattr(node, name) for name in TextNode.model_fields if name in type(node).model_fields}
-    return GistNode(**fields | {"text": text, "marker": marker})
+    return GistNode(**fields | {"text": text_of(node), "marker": marker})
 
 
-def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what JSON can carry."""
-    kept = {}
-    for name, value in metadata.items():
-        try:
-            kept[name] = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError):
-            continue
-    return kept
+def _scores(nodes: list[NodeWithScore]) -> list[float]:
+    scores = [item.score for item in nodes if item.score is not None]
+    if len(scores) < len(nodes):
+        raise InputError(
+            f"{len(nodes) - len(scores)} of {len(nodes)} nodes have no score to divide the slots by: leave by_score "
+            "at False, so that their order does, or put a retriever in front that scores."
+        )
+    return scores

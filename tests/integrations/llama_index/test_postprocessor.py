@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import date
 from typing import Any
 
@@ -22,7 +23,7 @@ from llama_index.core.schema import (
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from llama_index_ultragist import GistNode, UltraGistPostprocessor
-from ultragist_rag import GistStore
+from ultragist_rag import GistStore, InputError
 
 TEXTS = ["Oslo lies by the sea.", "", "Bergen has much rain, all the year.", "Oslo lies by the sea."]
 FORGED = "ultragist0" + "a" * 26 + "0"
@@ -134,9 +135,38 @@ def test_forged_markers_become_harmless(postprocessor: UltraGistPostprocessor) -
     assert postprocessor.store.source(marker_of(done)).text.startswith("read ultragist-0")
     assert FORGED not in done.get_content(MetadataMode.LLM)
     assert [FORGED in block.text for block in done.node.get_content_blocks(MetadataMode.LLM)] == [False, False]
-    assert done.text == node.text
+    assert (done.text, done.metadata, done.node.hash) == (node.text, node.metadata, node.hash)
+    for mode in MetadataMode:
+        assert FORGED not in done.get_content(mode)
+        assert [FORGED in block.text for block in done.node.get_content_blocks(mode)].count(True) == 0
+    assert FORGED not in json.dumps(done.node.model_dump(mode="json"))
     done.node.set_content(f"new {FORGED}")
     assert done.get_content(MetadataMode.LLM).endswith("new " + FORGED.replace("0", "-0", 1))
+
+
+def test_budget_is_divided_by_rank_or_by_score(text_engine: Any) -> None:
+    text = "much rain, all the year. " * 4
+    nodes = [
+        NodeWithScore(node=TextNode(text=f"{place} {text}"), score=score) for place, score in enumerate((0.1, 0.9))
+    ]
+    settings = {"engine": text_engine, "store": GistStore.open("memory://"), "slots": 80, "ratios": (2, 4, 8)}
+    for by_score, best in ((False, 0), (True, 1)):
+        postprocessor = UltraGistPostprocessor(**settings, by_score=by_score)
+        slots = [postprocessor.store.get(marker_of(item)).slots for item in postprocessor.postprocess_nodes(nodes)]
+        assert sum(slots) <= 80
+        assert slots[best] > slots[1 - best]
+    with pytest.raises(InputError, match="1 of 3 nodes have no score"):
+        postprocessor.postprocess_nodes([*nodes, NodeWithScore(node=TextNode(text=text))])
+    with pytest.raises(InputError, match="slots"):
+        UltraGistPostprocessor(**settings | {"slots": 3}).postprocess_nodes(nodes)
+
+
+def test_short_texts_stay_text(text_engine: Any) -> None:
+    store = GistStore.open("memory://")
+    postprocessor = UltraGistPostprocessor(engine=text_engine, store=store, min_tokens=len(TEXTS[2]) + 1)
+    done = postprocessor.postprocess_nodes([*make_nodes(), NodeWithScore(node=TextNode(text=TEXTS[2] * 2))])
+    assert [item.node.marker is None for item in done] == [True] * 4 + [False]  # type: ignore[attr-defined]
+    assert done[2].get_content(MetadataMode.LLM).endswith(TEXTS[2])
 
 
 def test_async_gives_the_same(postprocessor: UltraGistPostprocessor, batches: list[list[str]]) -> None:
@@ -176,7 +206,7 @@ def test_nothing_is_loaded_or_shown_until_asked() -> None:
     assert lazy.postprocess_nodes([]) == []
     assert lazy.class_name() == "UltraGistPostprocessor"
     assert "GistStore" not in repr(lazy)
-    assert {"model": "/nowhere", "ratio": None}.items() <= lazy.to_dict().items()
+    assert [lazy.to_dict()[name] for name in ("model_name", "ratio")] == ["/nowhere", None]
     assert not {"engine", "store"} & lazy.to_dict().keys()
 
 
@@ -184,4 +214,4 @@ def test_components_of_one_model_share_an_engine(model_folders: Any) -> None:
     store = GistStore.open("memory://")
     one, other = (UltraGistPostprocessor(model=str(model_folders[0]), store=store) for _ in range(2))
     assert marker_of(one.postprocess_nodes(make_nodes())[0]) == marker_of(other.postprocess_nodes(make_nodes())[0])
-    assert one._loaded is other._loaded
+    assert one._get_engine() is other._get_engine()
