@@ -44,6 +44,17 @@ def test_bytes_are_read_as_they_were_written(place):
     assert place.usage().n_bytes - open_bytes("memory://").usage().n_bytes in {12, 12 + 20}
 
 
+def test_the_first_bytes_can_be_read_without_using_them(bounded):
+    place = bounded(250)
+    place.put({key(0): bytes(range(100))})
+    place.put({key(1): b"short"})
+    assert place.head(key(0), 10) == bytes(range(10))
+    assert place.head(key(1), 10) == b"short"
+    assert place.head(key(2), 10) is None
+    place.put({key(2): bytes(200)})
+    assert [place.contains(key(number)) for number in range(3)] == [False, True, True]
+
+
 def test_what_is_missing_or_deleted_is_none(place):
     place.put({key(0): b"x", key(1): b""})
     assert place.get(key(2)) is None

@@ -15,7 +15,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ _MARKER = re.compile(_HEAD + "([a-z2-7]{26})0", re.IGNORECASE | re.ASCII)
 _LOOK_ALIKE = re.compile(_HEAD, re.IGNORECASE | re.ASCII)
 _ID = re.compile("[a-z2-7]{26}", re.IGNORECASE | re.ASCII)
 _ID_BYTES = 16
+_N_TAIL = 27
 
 _BREAK = r"(?:\s|\\+[nrt]){1,80}"
 _WRAPPED_ID = rf"(?:(?:{_BREAK})?[a-z2-7]){{26}}(?:{_BREAK})?0"
@@ -226,15 +227,14 @@ def find_broken(text: str) -> str | None:
         ('ultragist0abc', None)
     """
     rest = _MARKER.sub(" ", text)
-    found = _CUT_HEAD.search(rest) or next(_tails(rest), None)
+    found = _CUT_HEAD.search(rest) or next(filter(_is_tail, _TAIL.finditer(rest)), None)
     return found.group() if found else None
 
 
-def _tails(text: str) -> Iterator[re.Match[str]]:
-    """Yield ids without their heads; words of mixed case are names or keys of something else."""
-    for found in _TAIL.finditer(text):
-        if len(found.group()) > 27 or found.group() in (found.group().lower(), found.group().upper()):
-            yield found
+def _is_tail(found: re.Match[str]) -> bool:
+    """Say whether it is an id without its head; a word of mixed case is a name or key of something else."""
+    part = found.group()
+    return len(part) > _N_TAIL or part in (part.lower(), part.upper())
 
 
 def neutralise(text: str) -> str:
@@ -255,8 +255,7 @@ def neutralise(text: str) -> str:
     """
     text = _WRAPPED.sub(lambda found: _hyphened(found.group(), found.group().index("0")), text)
     text = _LOOK_ALIKE.sub(lambda found: _hyphened(found.group(), -1), text)
-    for found in reversed([*_tails(text)]):
-        text = text[: found.start()] + _hyphened(found.group(), -1) + text[found.end() :]
+    text = _TAIL.sub(lambda found: _hyphened(found.group(), -1) if _is_tail(found) else found.group(), text)
     start = _WRAPPED_TAIL.match(text)
     return _hyphened(start.group(), -1) + text[start.end() :] if start else text
 
