@@ -222,6 +222,7 @@ class Reader:
         prompts = askable(self.engine, batch, settings)
         with turn(self.engine, cancelled=cancelled, **self._queue) as request:
             if request.cancelled():
+                request.check()
                 nothing = torch.empty(0, dtype=torch.long)
                 return [Answer("", nothing, "cancelled", *count_prompt(prompt)) for prompt in prompts]
             several = answer(self.engine, prompts, replace(settings, cancelled=request.cancelled))

@@ -15,7 +15,7 @@ from weakref import ref
 
 from ultragist_rag.engine import UltraGist
 
-__all__ = ["shared_engine"]
+__all__ = ["EngineHolder", "engine_holder", "shared_engine"]
 
 
 class _Entry:
@@ -31,8 +31,50 @@ class _Entry:
         return self.engine() if self.engine is not None else None
 
 
+class EngineHolder:
+    """Settings, and their engine from the moment it is needed: what components that are copies of each other share.
+
+    A framework may copy a component for a single call. The original has the same holder, which keeps the engine that
+    such a copy loads.
+    """
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        """Load nothing; `engine_holder` does."""
+        self.settings = (model, options)
+        self._engine: UltraGist | None = None
+
+    def get(self) -> UltraGist:
+        """Return the engine; it is loaded if need be."""
+        if self._engine is None:
+            model, options = self.settings
+            self._engine = shared_engine(model, **options)
+        return self._engine
+
+
 _entries: list[_Entry] = []
+_holders: list[ref[EngineHolder]] = []
 _lock = threading.Lock()
+
+
+def engine_holder(model: str, options: dict[str, Any]) -> EngineHolder:
+    """Return the holder of an engine, the same one as long as somebody has it; nothing is loaded.
+
+    Args:
+        model: As for `shared_engine`.
+        options: As for `shared_engine`.
+
+    Returns:
+        The holder.
+    """
+    with _lock:
+        living = [(holder, reference) for reference in _holders if (holder := reference()) is not None]
+        _holders[:] = [reference for _, reference in living]
+        for holder, _ in living:
+            if holder.settings == (model, options):
+                return holder
+        made = EngineHolder(model, dict(options))
+        _holders.append(ref(made))
+        return made
 
 
 def shared_engine(model: str, **options: Any) -> UltraGist:

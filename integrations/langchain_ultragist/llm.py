@@ -2,96 +2,80 @@
 
 Is        a `BaseLLM`: prompts arrive together and are answered in one batch; streaming, stop texts, token counts.
 Flow      UltraGistCompressor -> prompt -> [llm] -> answer. Imports the front door only.
-Change    settings of decoding that a chain may set.
-Not here  assembly and decoding -> ultragist_rag.UltraGist.generate; markers and ids -> ultragist_rag.store.
+Change    what an answer says about itself.
+Not here  settings -> ultragist_rag.components; markers, queue, decoding -> ultragist_rag.reader; caches -> common.py.
 Holds     nothing is loaded when the object is made; a marker that the store does not know is never passed on as text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import ConfigDict, Field, PrivateAttr
 
-from ultragist_rag import GistMemory, GistStore, UltraGist
-from ultragist_rag.shared import shared_engine
+from langchain_ultragist.common import AnsweringModel
+from ultragist_rag.requests import in_thread, iterate
 
 __all__ = ["UltraGistLLM"]
 
+_TRACING = frozenset({"tags", "metadata", "run_name", "run_id"})
 
-class UltraGistLLM(BaseLLM):
+
+class UltraGistLLM(AnsweringModel, BaseLLM):
     """Answers prompts in which markers stand for compressed documents.
 
     Markers are resolved through `store`, and so within its namespace only. One that is unknown there raises
-    `GistNotFoundError`; one that stands in the prompt twice is read once.
+    `GistNotFoundError`; one that stands in the prompt twice is read once. Prompts of a batch are answered together.
+
+    Example:
+        >>> llm = UltraGistLLM(model="bundled", max_tokens=20)  # loads nothing yet
+        >>> llm.invoke("What is a gist?")  # doctest: +SKIP
     """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=())
-
-    store: GistStore = Field(exclude=True, repr=False)
-    """Where the memories are."""
-
-    model_name: str = Field(default="bundled", alias="model")
-    """What `UltraGist.from_pretrained` loads at first use; not used if `engine` is given."""
-
-    engine: UltraGist | None = Field(default=None, exclude=True, repr=False)
-    """A loaded engine, used instead of `model_name`."""
-
-    max_tokens: int = Field(default=64, alias="max_new_tokens", ge=1)
-    """Longest answer in tokens."""
-
-    temperature: float = Field(default=0.0, ge=0)
-    """0 takes the likeliest token, more lets chance in."""
-
-    stop: list[str] | None = None
-    """Texts that end an answer; they are not part of it."""
-
-    _loaded: UltraGist | None = PrivateAttr(default=None)
 
     @property
     def _llm_type(self) -> str:
         return "ultragist"
 
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {
-            "model_name": self.engine.fingerprint if self.engine else self.model_name,
-            "namespace": self.store.namespace,
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "stop": self.stop,
-        }
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self._tracing("llm", stop, kwargs)
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """Return the model's own token ids of a text; a marker counts as the text that it is.
+    def generate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        """Answer prompts in one batch, those that a response cache knows apart; see `BaseLLM.generate`.
 
         Args:
-            text: Any text; special tokens in it are plain characters.
+            prompts: Texts with markers.
+            stop: Texts that end an answer, besides those of the object.
+            callbacks: As LangChain passes them.
+            kwargs: Tags, metadata and names of the runs; settings of decoding for this call.
 
         Returns:
-            Token ids, without a lead token.
+            One generation per prompt, and in `llm_output` what the call took in tokens and memory slots.
         """
-        tokenizer = self._engine().tokenizer
-        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        model = self._guarded(lambda: prompts, _settings(kwargs))
+        return super(UltraGistLLM, model).generate(prompts, stop, callbacks, **kwargs)
 
-    def pieces(self, prompt: str) -> list[str | GistMemory]:
-        """Cut a prompt at its markers and fetch the memories behind them.
+    async def agenerate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        """Do what `generate` does, without keeping the event loop busy.
 
         Args:
-            prompt: Text with markers.
+            prompts: Texts with markers.
+            stop: Texts that end an answer, besides those of the object.
+            callbacks: As LangChain passes them.
+            kwargs: As for `generate`.
 
         Returns:
-            Texts and memories in reading order, as `UltraGist.generate` takes them; each memory once.
+            As `generate`.
         """
-        pieces: list[str | GistMemory] = []
-        for piece in self.store.resolve(self._engine(), prompt):
-            if isinstance(piece, str) or not any(piece is earlier for earlier in pieces):
-                pieces.append(piece)
-        return pieces
+        model = await in_thread(lambda _: self._guarded(lambda: prompts, _settings(kwargs)))
+        return await super(UltraGistLLM, model).agenerate(prompts, stop, callbacks, **kwargs)
 
     def _generate(
         self,
@@ -100,19 +84,16 @@ class UltraGistLLM(BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        batch = [self.pieces(prompt) for prompt in prompts]
-        answers = self._engine().generate(batch, **self._decoding(stop, kwargs))
-        usage = {
-            "prompt_tokens": sum(len(self.get_token_ids(piece)) for piece in _flat(batch) if isinstance(piece, str)),
-            "memory_slots": sum(piece.slots for piece in _flat(batch) if isinstance(piece, GistMemory)),
-            "completion_tokens": sum(len(self.get_token_ids(answer)) for answer in answers),
-        }
-        usage["total_tokens"] = sum(usage.values())
-        generations = [[Generation(text=answer)] for answer in answers]
-        return LLMResult(
-            generations=generations,
-            llm_output={"token_usage": usage, "model_name": self._identifying_params["model_name"]},
-        )
+        return self._answer(prompts, stop, kwargs)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        return await in_thread(lambda cancelled: self._answer(prompts, stop, kwargs, cancelled))
 
     def _stream(
         self,
@@ -121,25 +102,66 @@ class UltraGistLLM(BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        for text in self._engine().stream(self.pieces(prompt), **self._decoding(stop, kwargs)):
-            chunk = GenerationChunk(text=text)
+        for chunk in self._chunks(prompt, stop, kwargs):
             if run_manager:
-                run_manager.on_llm_new_token(text, chunk=chunk)
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
-    def _decoding(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        settings: dict[str, Any] = {"max_new_tokens": kwargs.pop("max_tokens", self.max_tokens)}
-        temperature = kwargs.pop("temperature", self.temperature)
-        settings |= {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        if stops := [*(self.stop or []), *(stop or [])]:
-            settings["stop"] = stops
-        return settings | kwargs
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        chunks = iterate(lambda cancelled: self._chunks(prompt, stop, kwargs, cancelled))
+        try:
+            async for chunk in chunks:
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+        finally:
+            await chunks.aclose()
 
-    def _engine(self) -> UltraGist:
-        if self._loaded is None:
-            self._loaded = self.engine or shared_engine(self.model_name)
-        return self._loaded
+    def _answer(
+        self,
+        prompts: list[str],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+        cancelled: Callable[[], bool] | None = None,
+    ) -> LLMResult:
+        reader = self._reader()
+        batch = [reader.pieces(prompt) for prompt in prompts]
+        answers = reader.answer(batch, cancelled=cancelled, **self._decoding(stop, kwargs))
+        counts = [(answer.n_prompt_tokens, answer.n_slots, len(answer.ids)) for answer in answers]
+        return LLMResult(
+            generations=[
+                [Generation(text=answer.text, generation_info={"finish_reason": answer.finish})] for answer in answers
+            ],
+            llm_output={"token_usage": _usage(*map(sum, zip(*counts, strict=True))), "model_name": self._name},
+        )
+
+    def _chunks(
+        self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any], cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[GenerationChunk]:
+        reader = self._reader()
+        with reader.stream(reader.pieces(prompt), cancelled=cancelled, **self._decoding(stop, kwargs)) as stream:
+            for text in stream:
+                yield GenerationChunk(text=text)
+            usage = _usage(stream.n_prompt_tokens, stream.n_slots, stream.n_tokens)
+            info = {"finish_reason": stream.finish, "token_usage": usage, "model_name": self._name}
+            yield GenerationChunk(text="", generation_info=info)
 
 
-def _flat(batch: list[list[str | GistMemory]]) -> Iterator[str | GistMemory]:
-    return (piece for pieces in batch for piece in pieces)
+def _settings(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in _TRACING}
+
+
+def _usage(n_prompt_tokens: int = 0, n_slots: int = 0, n_tokens: int = 0) -> dict[str, int]:
+    n_input = n_prompt_tokens + n_slots
+    return {
+        "prompt_tokens": n_input,
+        "memory_slots": n_slots,
+        "completion_tokens": n_tokens,
+        "total_tokens": n_input + n_tokens,
+    }

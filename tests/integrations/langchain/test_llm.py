@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
-from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import ConfigurableField
 
 from langchain_ultragist import UltraGistCompressor, UltraGistLLM
-from ultragist_rag import GistMemory, GistNotFoundError, GistStore, UltraGist
+from ultragist_rag import GistNotFoundError, GistStore, UltraGist
+from ultragist_rag.memory import generate
 
 QUESTION = "\n\nQuestion: where?\nAnswer:"
 
@@ -49,9 +52,9 @@ def test_batch_is_one_call_and_equals_singles(
     prompts = [f"{markers[0]}{QUESTION}", "no memory" + QUESTION, f"{markers[0]}\n\n{markers[1]}{QUESTION}"]
     singles = [llm.invoke(prompt) for prompt in prompts]
     calls = []
-    generate = UltraGist.generate
+    decode = generate.decode
     monkeypatch.setattr(
-        UltraGist, "generate", lambda this, pieces, **more: (calls.append(pieces), generate(this, pieces, **more))[1]
+        generate, "decode", lambda engine, rows, *more: (calls.append(rows), decode(engine, rows, *more))[1]
     )
     assert llm.batch(prompts) == singles
     assert [len(call) for call in calls] == [3]
@@ -61,10 +64,44 @@ def test_stream_joins_to_the_answer_and_tells_callbacks(llm: UltraGistLLM, marke
     prompt = markers[0] + QUESTION
     assert "".join(llm.stream(prompt)) == llm.invoke(prompt)
 
-    async def collect() -> str:
-        return "".join([piece async for piece in llm.astream(prompt)])
+    told: list[str] = []
 
-    assert asyncio.run(collect()) == llm.invoke(prompt)
+    class Listener(BaseCallbackHandler):
+        def on_llm_new_token(self, token: str, **_: Any) -> None:
+            told.append(token)
+
+    pieces = list(llm.stream(prompt, config={"callbacks": [Listener()]}))
+    assert told == pieces
+
+
+async def test_async_gives_what_sync_gives(llm: UltraGistLLM, markers: list[str]) -> None:
+    prompts = [markers[0] + QUESTION, markers[1] + QUESTION]
+    expected = llm.batch(prompts)
+    assert await llm.abatch(prompts) == expected
+    assert await llm.ainvoke(prompts[0]) == expected[0]
+    assert "".join([piece async for piece in llm.astream(prompts[0])]) == expected[0]
+
+
+async def test_cancelling_a_task_stops_decoding(llm: UltraGistLLM) -> None:
+    started, cancelled = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    steps: list[bool] = []
+
+    def slow(_: int, __: Any) -> list[int]:
+        steps.append(cancelled.is_set())
+        if len(steps) == 3:
+            loop.call_soon_threadsafe(started.set)
+            cancelled.wait()
+        return [10]
+
+    task = asyncio.create_task(llm.ainvoke("where?", max_tokens=500, prefix_allowed_tokens_fn=slow))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    cancelled.set()
+    assert await llm.ainvoke("where?")  # waits until the first one has left
+    assert sum(steps) <= 2
 
 
 def test_stop_text_is_cut_off(llm: UltraGistLLM, markers: list[str]) -> None:
@@ -86,8 +123,7 @@ def test_unknown_and_foreign_markers_are_refused_alike(llm: UltraGistLLM, text_e
 
 
 def test_repeated_marker_is_read_once(llm: UltraGistLLM, markers: list[str]) -> None:
-    pieces = llm.pieces(f"{markers[0]} {markers[0]} {markers[1]} end")
-    assert [isinstance(piece, GistMemory) for piece in pieces] == [True, False, False, True, False]
+    assert llm.invoke(f"{markers[0]} {markers[0]} end") == llm.invoke(f"{markers[0]}  end")
 
 
 def test_tokens_are_counted_with_the_models_own_tokenizer(
@@ -98,17 +134,15 @@ def test_tokens_are_counted_with_the_models_own_tokenizer(
     result = llm.generate([markers[0] + QUESTION])
     assert result.llm_output is not None
     usage = result.llm_output["token_usage"]
-    assert usage["prompt_tokens"] == len(QUESTION)
-    assert usage["memory_slots"] == store.get(markers[0]).slots
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["memory_slots"] + usage["completion_tokens"]
-
-
-def test_answers_are_cached_by_content(llm: UltraGistLLM, markers: list[str]) -> None:
-    cached = llm.model_copy(update={"cache": InMemoryCache()})
-    first = cached.invoke(markers[0] + QUESTION)
-    cached.model_copy(update={"engine": None, "model_name": "nowhere"})  # loads nothing
-    assert cached.invoke(markers[0] + QUESTION) == first
-    assert cached.invoke(markers[1] + QUESTION) == llm.invoke(markers[1] + QUESTION)
+    slots = store.get(markers[0]).slots
+    assert usage == {
+        "prompt_tokens": 1 + len(QUESTION) + slots,  # 1: the token at the head
+        "memory_slots": slots,
+        "completion_tokens": 6,
+        "total_tokens": 1 + len(QUESTION) + slots + 6,
+    }
+    (last,) = list(llm._stream(markers[0] + QUESTION))[-1:]
+    assert (last.generation_info or {})["token_usage"] == usage
 
 
 def test_nothing_is_loaded_or_shown_until_asked(store: GistStore) -> None:
@@ -124,10 +158,40 @@ def test_components_of_one_model_share_an_engine(model_folders: Any, store: Gist
     compressor = UltraGistCompressor(model=str(model_folders[0]), store=store)
     (document,) = compressor.compress_documents([Document("Oslo lies by the sea.")], "")
     assert isinstance(llm.invoke(document.page_content + QUESTION), str)
-    assert llm._loaded is compressor._loaded
+    assert llm._get_engine() is compressor._get_engine()
 
 
 def test_chain_of_prompt_and_parser(llm: UltraGistLLM, markers: list[str]) -> None:
     chain = PromptTemplate.from_template("{context}\n\nQuestion: {question}\nAnswer:") | llm | StrOutputParser()
     expected = llm.invoke(markers[0] + "\n\nQuestion: {x} where?\nAnswer:")
     assert chain.invoke({"context": markers[0], "question": "{x} where?"}) == expected
+
+
+def test_a_model_stays_loaded_though_each_call_has_another_store(
+    model_folders: Any, markers: list[str], store: GistStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    load = UltraGist.from_pretrained
+    monkeypatch.setattr(UltraGist, "from_pretrained", lambda *args, **options: (loads.append(args), load(*args))[1])
+    llm = UltraGistLLM(model=str(model_folders[0]), max_tokens=6)
+    by_tenant = llm.configurable_fields(store=ConfigurableField(id="gist_store"))
+    prompt = markers[0] + QUESTION
+    answers = {by_tenant.with_config(configurable={"gist_store": store}).invoke(prompt) for _ in range(2)}
+    assert len(answers) == len(loads) == 1
+    with pytest.raises(GistNotFoundError):
+        by_tenant.with_config(configurable={"gist_store": GistStore.open("memory://")}).invoke(prompt)
+    assert answers == {llm.model_copy(update={"store": store}).invoke(prompt)}
+    assert len(loads) == 1
+
+
+def test_traces_name_the_model(llm: UltraGistLLM) -> None:
+    params = UltraGistLLM(model="some-model", temperature=0.5)._get_ls_params(stop=["x"], max_tokens=3)
+    assert (params["ls_provider"], params["ls_model_type"], params["ls_model_name"]) == (
+        "ultragist",
+        "llm",
+        "some-model",
+    )
+    assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.5, 3, ["x"])
+    result = llm.generate([QUESTION])
+    assert (result.llm_output or {})["model_name"] == llm.asdict()["model_name"]
+    assert (result.generations[0][0].generation_info or {})["finish_reason"] == "length"
