@@ -27,7 +27,7 @@ from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.runnables import run_in_executor
 
 from langchain_ultragist.limits import ContextSize, Trigger, check_size, check_trigger, first_kept, is_reached
-from langchain_ultragist.turns import cut, mentioned, write
+from langchain_ultragist.turns import Cut, cut, mentioned, write
 from ultragist_rag import GistStore, InputError, UltraGist
 from ultragist_rag.components import ReadFields
 from ultragist_rag.condense import Condensed, CondensePolicy, condense
@@ -140,7 +140,7 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
             raise InputError(
                 "the chat model has no store, so that old turns cannot be kept: make it with ChatUltraGist(store=...)."
             )
-        shown = self._condense(model._get_engine(), model.store, [*parts.turns, *parts.steps])
+        shown = self._condense(model._get_engine(), model.store, parts)
         turns, steps = _joined(shown[: len(parts.turns)]), _joined(shown[len(parts.turns) :])
         head: AnyMessage | None = parts.question
         rest = parts.kept
@@ -169,12 +169,16 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
             return 0
         return first_kept(self.keep, tokens, len(messages), limit)
 
-    def _condense(
-        self, engine: UltraGist, store: GistStore, parts: Sequence[Sequence[AnyMessage]]
-    ) -> list[list[dict[str, Any]]]:
-        """Return the content blocks that stand for each turn or step."""
-        condensed = condense(engine, store, [write(part) for part in parts], policy=self.policy)
-        return [[_block(memory), *mentioned(part)] for memory, part in zip(condensed, parts, strict=True)]
+    def _condense(self, engine: UltraGist, store: GistStore, parts: Cut) -> list[list[dict[str, Any]]]:
+        """Return the content blocks that stand for each old turn or step."""
+        old = [*parts.turns, *parts.steps]
+        condensed = condense(engine, store, [write(part) for part in old], policy=self.policy)
+        # A memory stands in a prompt once: that of a document found anew belongs where it was found last.
+        shown = set(mentioned(parts.kept))
+        return [
+            [_block(memory), *(block for name, block in mentioned(part).items() if name not in shown)]
+            for memory, part in zip(condensed, old, strict=True)
+        ]
 
 
 def _max_input_tokens(model: Any) -> int:

@@ -157,15 +157,15 @@ def _block_text(block: str | dict[Any, Any]) -> str:
     return _DOCUMENT if kind == "ultragist" else f"[{kind}]"
 
 
-def mentioned(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
+def mentioned(messages: Sequence[AnyMessage]) -> dict[str, dict[str, Any]]:
     """Return content blocks for the documents that messages show as memories, in order.
 
     Args:
         messages: A turn, for instance.
 
     Returns:
-        The blocks that refer to memories as they are; markers in texts as texts, so that the rules for markers in
-        texts go on to hold for them. What a tool returned is text, whatever it looks like.
+        By id, the blocks that refer to memories as they are, and markers in texts as texts, so that the rules for
+        markers in texts go on to hold for them. What a tool returned is text, whatever it looks like.
     """
     found: dict[str, dict[str, Any]] = {}
     for message in messages:
@@ -180,4 +180,4 @@ def mentioned(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
             for part in split(repair(text)):
                 if not isinstance(part, str):
                     found.setdefault(part.name, {"type": "text", "text": part.marker})
-    return list(found.values())
+    return found

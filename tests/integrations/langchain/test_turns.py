@@ -120,7 +120,7 @@ def test_documents_of_a_turn_are_mentioned_once_and_those_of_tools_as_text_only(
         AIMessage(f"as {MARKER} says"),
     ]
     texts = [{"type": "text", "text": marker} for marker in (MARKER, to_marker("c" * 26))]
-    assert mentioned(messages) == [block, *texts]
+    assert list(mentioned(messages).values()) == [block, *texts]
 
 
 def test_trigger_is_one_size_any_of_a_list_or_all_of_a_mapping() -> None:
