@@ -90,6 +90,8 @@ class TestPrompts:
         assert Reader(engine, None).pieces("plain") == ["plain"]
         with pytest.raises(GistNotFoundError, match="no store"):
             Reader(engine, None).pieces(f"a {markers[0]}")
+        with pytest.raises(InputError, match="part of a marker"):
+            Reader(engine, None).pieces(f"a {markers[0][:20]}")
         [text] = Reader(engine, None, unknown_markers="text").pieces(f"a {markers[0]}")
         assert markers[0] not in text
         with pytest.raises(GistNotFoundError):

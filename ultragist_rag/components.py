@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, model_validator
 
 from ultragist_rag.condense import CondensePolicy
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.reader import Reader
-from ultragist_rag.shared import shared_engine
+from ultragist_rag.shared import EngineHolder, engine_holder
 from ultragist_rag.store import GistStore
 
 __all__ = ["CondenseFields", "EngineFields", "ReadFields"]
+
+_PLAIN = (str, int, float, list, tuple, dict, type(None))
 
 
 class EngineFields(BaseModel):
@@ -41,24 +43,27 @@ class EngineFields(BaseModel):
     """A loaded engine, used instead of `model_name`."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Options of `UltraGist.from_pretrained`, such as revision, dtype and device_map."""
+    """Options of `UltraGist.from_pretrained`, such as revision, dtype and device_map; `token` is never serialised."""
 
-    _loaded: tuple[str, dict[str, Any], UltraGist] | None = PrivateAttr(default=None)
+    _holder: EngineHolder = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Go on to the framework's own: pydantic puts a method that does not in its place where fields are private."""
         super().model_post_init(context)
+        self._holder = engine_holder(self.model_name, self.model_kwargs)
+
+    @field_serializer("model_kwargs")
+    def _plain_model_kwargs(self, options: dict[str, Any]) -> dict[str, Any]:
+        shown = {name: value for name, value in options.items() if name != "token"}
+        return {name: value if isinstance(value, _PLAIN) else str(value) for name, value in shown.items()}
 
     def _get_engine(self) -> UltraGist:
         """Return the engine; it is loaded if need be."""
         if self.engine is not None:
             return self.engine
-        loaded = self._loaded
-        # A copy of a component has what its original loaded, but perhaps other settings by now.
-        if loaded is None or loaded[:2] != (self.model_name, self.model_kwargs):
-            engine = shared_engine(self.model_name, **self.model_kwargs)
-            loaded = self._loaded = (self.model_name, dict(self.model_kwargs), engine)
-        return loaded[2]
+        if self._holder.settings != (self.model_name, self.model_kwargs):  # a copy may have other settings by now
+            self._holder = engine_holder(self.model_name, self.model_kwargs)
+        return self._holder.get()
 
 
 class CondenseFields(EngineFields):

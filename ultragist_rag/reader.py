@@ -28,7 +28,8 @@ from ultragist_rag.memory.roles import render_fitting
 from ultragist_rag.memory.stream import TextStream
 from ultragist_rag.memory.text import TextCodec
 from ultragist_rag.requests import turn
-from ultragist_rag.store import GistStore, refs
+from ultragist_rag.store import GistStore, parse_marker, to_marker
+from ultragist_rag.store.resolving import cut, put_in_place
 
 __all__ = ["Answer", "AnswerStream", "MemoryRef", "Piece", "Reader"]
 
@@ -267,11 +268,12 @@ class Reader:
         if self.store is not None:
             limits: dict[str, Any] = {"max_slots": self.max_slots, "unknown": self.unknown_markers}
             return self.store.resolve_all(self.engine, texts, **limits)
-        if self.unknown_markers == "error" and any(refs.Ref in map(type, refs.split(text)) for text in texts):
+        rows = cut(texts, None if self.unknown_markers == "error" else lambda _: False)
+        if not all(isinstance(part, str) for row in rows for part in row):
             raise GistNotFoundError(
                 "there is a marker in the prompt, but no store to look it up: give the store that made it."
             )
-        return [[refs.neutralise(text)] if text else [] for text in texts]
+        return put_in_place(rows, {})
 
     def _with_memories(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Copy messages with memories in the places of markers and references."""
@@ -314,8 +316,8 @@ def _parts(content: Any) -> list[Any]:
 def _text_of(part: str | MemoryRef) -> str:
     if isinstance(part, str):
         return part
-    name = refs.parse(part.id)
-    return refs.to_marker(name) if name else "no marker"
+    name = parse_marker(part.id)
+    return to_marker(name) if name else "no marker"
 
 
 def _one_each(decoding: Mapping[str, Any]) -> Decoding:

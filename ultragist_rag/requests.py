@@ -127,7 +127,7 @@ def turn(
 
     Example:
         >>> class Engine: ...
-        >>> with turn(Engine(), timeout=60) as request:
+        >>> with turn(Engine(), timeout=60.0) as request:
         ...     request.cancelled()
         False
     """
