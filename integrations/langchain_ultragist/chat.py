@@ -19,7 +19,8 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -93,6 +94,32 @@ class ChatUltraGist(AnsweringModel, BaseChatModel):
             pieces = [piece for text in texts_of(chat) for piece in reader.pieces(text)]
         counts = (len(reader.token_ids(piece)) if isinstance(piece, str) else _size(piece) for piece in pieces)
         return sum(counts)
+
+    def batch(self, inputs: list[LanguageModelInput], config: Any = None, **kwargs: Any) -> list[AIMessage]:
+        """Answer conversations, at most as many at a time as may wait; see `Runnable.batch`.
+
+        Args:
+            inputs: Conversations.
+            config: One for all, or one for each.
+            kwargs: Settings for the calls of the model.
+
+        Returns:
+            One answer per conversation, in order.
+        """
+        return super().batch(inputs, self._bounded(config, len(inputs)), **kwargs)
+
+    async def abatch(self, inputs: list[LanguageModelInput], config: Any = None, **kwargs: Any) -> list[AIMessage]:
+        """Do what `batch` does, without keeping the event loop busy.
+
+        Args:
+            inputs: Conversations.
+            config: One for all, or one for each.
+            kwargs: Settings for the calls of the model.
+
+        Returns:
+            As `batch`.
+        """
+        return await super().abatch(inputs, self._bounded(config, len(inputs)), **kwargs)
 
     def bind_tools(
         self,
@@ -219,6 +246,11 @@ class ChatUltraGist(AnsweringModel, BaseChatModel):
                 chunk_position="last",
             )
         yield ChatGenerationChunk(message=last)
+
+    def _bounded(self, config: Any, n_inputs: int) -> list[RunnableConfig]:
+        configs = get_config_list(config, n_inputs)
+        bound = max(1, self.max_waiting)
+        return [{**one, "max_concurrency": min(one.get("max_concurrency") or bound, bound)} for one in configs]
 
     def _prompt(
         self, reader: Reader, messages: list[BaseMessage], kwargs: Mapping[str, Any]

@@ -25,7 +25,7 @@ HERMES = (
 LLAMA = HERMES.replace("<tool_call>", "").replace("</tool_call>", "").replace("arguments", "parameters")
 
 
-def with_template(engine: Any, template: str | None) -> Any:
+def _with_template(engine: Any, template: str | None) -> Any:
     """Return an engine over the same weights whose tokenizer has another chat template."""
     twin = copy.copy(engine)
     twin.__dict__.pop("tokenizer_fingerprint", None)
@@ -36,17 +36,17 @@ def with_template(engine: Any, template: str | None) -> Any:
 
 @pytest.fixture(scope="session")
 def chat_engine(text_engine: Any) -> Any:
-    return with_template(text_engine, PLAIN)
+    return _with_template(text_engine, PLAIN)
 
 
 @pytest.fixture(scope="session")
 def hermes_engine(text_engine: Any) -> Any:
-    return with_template(text_engine, HERMES)
+    return _with_template(text_engine, HERMES)
 
 
 @pytest.fixture(scope="session")
 def llama_engine(text_engine: Any) -> Any:
-    return with_template(text_engine, LLAMA)
+    return _with_template(text_engine, LLAMA)
 
 
 class Reading:
@@ -93,3 +93,9 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
 
     monkeypatch.setattr(Reader, "answer", answered)
     return seen
+
+
+@pytest.fixture(scope="session")
+def with_template() -> Any:
+    """Return the function that makes an engine with another chat template."""
+    return _with_template

@@ -23,6 +23,9 @@ from ultragist_rag.store import marker_scope
 CALL = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
 
 
+ROLES = ("system", "user", "assistant", "user")
+
+
 @tool
 def add(a: int, b: int) -> int:
     """Add two numbers."""
@@ -84,7 +87,22 @@ def test_answers_with_the_chat_template(chat: ChatUltraGist, chat_engine: Any, s
     assert chat.invoke(messages).content == chat_engine.generate(pieces, max_new_tokens=6)
 
 
-ROLES = ("system", "user", "assistant", "user")
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("head", ["", "{{ bos_token }}"])
+def test_strict_templates_get_every_text(chat_engine: Any, with_template: Any, head: str) -> None:
+    chat = ChatUltraGist(engine=with_template(chat_engine, head + STRICT), max_tokens=2)
+    messages = [SystemMessage("Be"), SystemMessage("short."), HumanMessage("Hey,"), HumanMessage("where?")]
+    expected = "[user]Be\n\nshort.\n\nHey,\n\nwhere?"
+    answer = chat.invoke(messages)
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["input_tokens"] == len(expected) + bool(head)
+    assert len(chat.invoke([*messages, AIMessage("There."), HumanMessage("Why?")]).text) > 0
 
 
 def test_markers_and_blocks_are_read_as_their_memories(
@@ -217,6 +235,15 @@ def test_settings_of_the_call_go_before_those_of_the_object(chat: ChatUltraGist)
 def test_batch_in_threads_equals_singles(chat: ChatUltraGist, markers: list[str]) -> None:
     questions = [f"{marker} {word}?" for marker in markers for word in ("where", "why")]
     assert [one.content for one in chat.batch(questions)] == [chat.invoke(question).content for question in questions]
+
+
+async def test_a_batch_does_not_fill_the_queue(chat: ChatUltraGist) -> None:
+    small = chat.model_copy(update={"max_waiting": 1})
+    expected = [chat.invoke("where?").content] * 6
+    assert [one.content for one in small.batch(["where?"] * 6)] == expected
+    assert [one.content for one in await small.abatch(["where?"] * 6)] == expected
+    assert [one.content for one in await small.abatch(["where?"] * 6, {"max_concurrency": 2})] == expected
+    assert small.batch([]) == []
 
 
 def test_requests_end_in_time(chat: ChatUltraGist) -> None:
