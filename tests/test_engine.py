@@ -66,6 +66,15 @@ def test_compressing_changes_neither_model_nor_memory_and_keeps_no_gradients(eng
     assert not memory.keys[0].requires_grad
 
 
+def test_the_fingerprint_follows_the_active_adapters(engine, monkeypatch):
+    before = engine.fingerprint
+    monkeypatch.setattr(engine.model, "_hf_peft_config_loaded", True, raising=False)
+    monkeypatch.setattr(engine.model, "active_adapters", lambda: ["other"], raising=False)
+    assert engine.fingerprint != before
+    monkeypatch.undo()
+    assert engine.fingerprint == before
+
+
 def test_memories_carry_the_fingerprint_of_the_model(engine):
     assert engine.compress(IDS[0]).fingerprint == engine.fingerprint == engine.forward(IDS[0]).memory.fingerprint
     assert engine.compress(IDS[0]).tokenizer_fingerprint == engine.tokenizer_fingerprint == ""

@@ -31,7 +31,7 @@ from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.stream import stream
 from ultragist_rag.modeling.attach import Attachment, attach
 from ultragist_rag.modeling.checkpoint import authors_name
-from ultragist_rag.modeling.fingerprint import model_fingerprint, tokenizer_fingerprint
+from ultragist_rag.modeling.fingerprint import active_adapters, model_fingerprint, tokenizer_fingerprint
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.modeling.loading import load
 from ultragist_rag.modeling.saving import save
@@ -146,7 +146,8 @@ class UltraGist:
     @property
     def fingerprint(self) -> str:
         """Name of model and gist parameters; memories carry it. It follows training."""
-        state = tuple((id(value), value._version) for value in self.model.parameters())
+        tensors = tuple((id(value), value._version) for value in self.model.parameters())
+        state = (tensors, str(active_adapters(self.model)))
         if self._fingerprint[0] != state:
             self._fingerprint = (state, model_fingerprint(self.model))
         return self._fingerprint[1]

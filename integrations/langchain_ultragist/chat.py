@@ -3,7 +3,7 @@
 Is        a `BaseChatModel`: chat template, streaming, tools, structured output, usage metadata.
 Flow      messages -> messages.py -> ultragist_rag.reader -> [chat] -> tool_text.py -> AI message.
 Change    what an answer says about itself, what the model tells about its abilities.
-Not here  settings -> ultragist_rag.components; markers, queue, templates -> ultragist_rag.reader; caches -> common.py.
+Not here  settings -> ultragist_rag.components; markers, queue, templates -> ultragist_rag.reader; caches -> answering.py.
 Holds     nothing is loaded when the object is made; a stream shows what the whole answer shows.
 """
 
@@ -24,7 +24,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_ultragist.common import AnsweringModel
+from langchain_ultragist.answering import AnsweringModel
 from langchain_ultragist.messages import texts_of, to_chat, usage_of
 from langchain_ultragist.tool_text import PlainText, ToolText, choose, opening_of
 from ultragist_rag.errors import InputError

@@ -3,7 +3,7 @@
 Is        a `BaseLLM`: prompts arrive together and are answered in one batch; streaming, stop texts, token counts.
 Flow      UltraGistCompressor -> prompt -> [llm] -> answer. Imports the front door only.
 Change    what an answer says about itself.
-Not here  settings -> ultragist_rag.components; markers, queue, decoding -> ultragist_rag.reader; caches -> common.py.
+Not here  settings -> ultragist_rag.components; markers, queue, decoding -> ultragist_rag.reader; caches -> answering.py.
 Holds     nothing is loaded when the object is made; a marker that the store does not know is never passed on as text.
 """
 
@@ -17,7 +17,7 @@ from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from langchain_ultragist.common import AnsweringModel
+from langchain_ultragist.answering import AnsweringModel
 from ultragist_rag.requests import in_thread, iterate
 
 __all__ = ["UltraGistLLM"]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["base_fingerprint", "model_fingerprint", "tokenizer_fingerprint"]
+__all__ = ["active_adapters", "base_fingerprint", "model_fingerprint", "tokenizer_fingerprint"]
 
 _CONFIG_KEYS = (
     "model_type",
@@ -62,9 +62,14 @@ def model_fingerprint(model: Any) -> str:
     """
     digest = hashlib.sha256(base_fingerprint(model).encode())
     _add_tensors(digest, {name: value for name, value in model.state_dict().items() if _GIST_MARK in name})
-    active = getattr(model, "active_adapters", None) if getattr(model, "_hf_peft_config_loaded", False) else None
-    digest.update(str(active() if callable(active) else active).encode())
+    digest.update(str(active_adapters(model)).encode())
     return digest.hexdigest()
+
+
+def active_adapters(model: Any) -> Any:
+    """Return what transformers says of the active PEFT adapters of a model; None if there are none."""
+    active = getattr(model, "active_adapters", None) if getattr(model, "_hf_peft_config_loaded", False) else None
+    return active() if callable(active) else active
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -1,7 +1,7 @@
 """What the chat model and the LLM have in common: names, token counts, tracing, and when a cached answer is fresh.
 
 Is        a pydantic mixin over the reading settings that LlamaIndex's components have too.
-Flow      ultragist_rag.components -> [common] -> chat.py, llm.py.
+Flow      ultragist_rag.components -> [answering] -> chat.py, llm.py.
 Change    what an answer depends on, and so what the key of a response cache holds.
 Not here  settings and their meaning -> ultragist_rag.components; the queue, markers, templates -> ultragist_rag.reader.
 Holds     a cached answer is given only if asking the model again would give it.
