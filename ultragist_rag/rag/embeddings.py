@@ -51,13 +51,20 @@ class HashingEmbeddings:
 
     Args:
         dims: Number of places, an even number.
+
+    Raises:
+        InputError: If scikit-learn is not installed.
     """
 
     name = "hashing-1"
 
     def __init__(self, dims: int = 4_096) -> None:
-        from sklearn.feature_extraction.text import HashingVectorizer
-
+        try:
+            from sklearn.feature_extraction.text import HashingVectorizer
+        except ImportError as error:
+            raise InputError(
+                "hashing embeddings need scikit-learn (sklearn). Run: pip install 'ultragist-rag[retrieval]'"
+            ) from error
         half = {"n_features": dims // 2, "norm": None, "dtype": np.float32}
         self._halves = (
             HashingVectorizer(ngram_range=(1, 2), stop_words="english", **half),

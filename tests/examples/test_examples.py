@@ -1,0 +1,153 @@
+"""The examples run from an empty folder, name their sources, and answer from memories.
+
+Answers are those of the small bundled model, so a test asks for some right ones, never for all.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("0*.py"))
+needs_model = pytest.mark.skipif(
+    not (ROOT / "ultragist_rag/bundled/model.safetensors").is_file(), reason="the bundled model is not in this checkout"
+)
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, own_secret: None) -> Run:
+    """Run the example of a number in an empty folder and return what it prints."""
+
+    def run(number: str, *arguments: str | Path) -> str:
+        (script,) = (ROOT / "examples").glob(f"{number}_*.py")
+        command = [sys.executable, str(script), *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
+        return done.stdout
+
+    return run
+
+
+def n_said(output: str, *answers: str) -> int:
+    return sum(answer in output for answer in answers)
+
+
+def test_there_are_six() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04", "05", "06"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short_and_says_how_to_run_it(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) < 60
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    assert f"python examples/{path.name}" in docstring
+    assert "pip install 'ultragist-rag[" in docstring
+
+
+@needs_model
+def test_ask_documents_compresses_once(run: Run, tmp_path: Path) -> None:
+    first, second = run("01"), run("01")
+    (n_passages, n_compressed) = map(int, re.findall(r"(\d+) passages: (\d+) compressed, 0 reused", first)[0])
+    assert n_passages == n_compressed > 100
+    assert f"{n_passages} passages: 0 compressed, {n_passages} reused" in second
+    assert second.partition("\n")[2] == first.partition("\n")[2]
+    assert n_said(first, "Ulaanbaatar", "Norwegian kroner", "15 August 1971") >= 1
+    assert all(f"{name}.md" in first for name in ("mongolia", "norway", "bahrain"))
+    for tokens, slots in re.findall(r"(\d+) tokens in (\d+) memory slots", first):
+        assert 3 * int(slots) < int(tokens) <= 4 * int(slots)
+    assert (tmp_path / "gists").is_dir()
+
+
+@needs_model
+def test_ask_documents_takes_a_folder_and_questions(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    shutil.copy(ROOT / "examples" / "corpus" / "togo.md", tmp_path / "mine" / "my-own.md")
+    output = run("01", "mine", "What is the capital of Togo?", "When did Togo become independent?")
+    assert int(re.findall(r"^(\d+) passages", output)[0]) < 20
+    assert output.count("from my-own.md: ") == 2
+    assert n_said(output, "Lome", "27 April 1960") >= 1
+
+
+@needs_model
+def test_chain_names_sources_and_reads_slots(run: Run) -> None:
+    output = run("02")
+    assert n_said(output, "Ulaanbaatar", "Norwegian kroner") >= 1
+    assert output.index("mongolia.md") < output.index("norway.md")
+    counts = re.findall(r"(\d+) tokens read, (\d+) of them memory slots", output)
+    assert len(counts) == 2
+    assert all(0 < int(slots) < int(tokens) < int(slots) + 50 for tokens, slots in counts)
+
+
+@needs_model
+def test_agent_answers_from_old_turns_and_keeps_its_messages(run: Run) -> None:
+    output = run("03")
+    slots = [int(number) for number in re.findall(r"(\d+) of them slots of old turns", output)]
+    assert slots[0] == 0 < slots[1] < slots[2] < slots[3]
+    assert "8 messages, the first as it was: True" in output
+    memories = re.findall(r"(\d+) tokens in (\d+) slots: User: ", output)
+    assert len(memories) == 3
+    assert sum(int(number) for _, number in memories) == slots[3]
+    assert n_said(output, "29 December 1911\n", "natural gas\n") >= 1  # said of turns that are memories by then
+
+
+@needs_model
+def test_query_engine_shows_texts_of_its_sources(run: Run) -> None:
+    output = run("04")
+    assert n_said(output, "Ulaanbaatar\n", "Norwegian kroner\n") >= 1
+    assert len(re.findall(r"^  0\.\d\d mongolia\.md: .*Mongolia", output, re.MULTILINE)) >= 2
+    assert "ultragist0" not in output
+
+
+@needs_model
+def test_second_ingestion_takes_all_from_its_cache(run: Run, tmp_path: Path) -> None:
+    for name in ("mongolia.md", "norway.md"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "examples" / "corpus" / name, tmp_path / "mine")
+    first, second = run("05", "mine"), run("05", "mine")
+    (n_nodes,) = set(re.findall(r"^(\d+) nodes, (?=\1 compressed)", first))
+    assert f"{n_nodes} nodes, 0 compressed" in second
+    assert int(n_nodes) == 14
+    assert "'ultragist_id': '" in first
+    assert second.partition(";")[2] == first.partition(";")[2]
+    assert n_said(first, "Ulaanbaatar", "Norwegian kroner") >= 1
+
+
+@needs_model
+def test_chat_engine_remembers_turns_that_left_its_history(run: Run) -> None:
+    output = run("06")
+    assert [answer.count("remembered in ") for answer in output.split("\n\n")] == [0, 1, 2, 2]
+    assert n_said(output, "29 December 1911\n", "natural gas\n") >= 1
+
+
+@pytest.mark.parametrize(
+    ("number", "missing", "extra"),
+    [
+        ("01", "faiss", "retrieval"),
+        ("01", "sklearn", "retrieval"),
+        ("02", "langchain_core", "langchain"),
+        ("03", "langgraph", "langchain"),
+        ("04", "llama_index", "llama-index"),
+        ("05", "llama_index", "llama-index"),
+        ("06", "llama_index", "llama-index"),
+    ],
+)
+def test_missing_extra_is_named(number: str, missing: str, extra: str) -> None:
+    (script,) = (ROOT / "examples").glob(f"{number}_*.py")
+    code = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_path({str(script)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert missing in line.lower()
+    assert re.search(rf"pip install 'ultragist-rag\[{extra}", line)
