@@ -1,6 +1,6 @@
 """Ask a folder of texts with the core alone: compress every passage once, answer from the memories many times.
 
-    pip install 'ultragist-rag[retrieval]'
+    pip install '.[retrieval]'
     python examples/01_ask_documents.py                              # the texts of examples/corpus
     python examples/01_ask_documents.py my-texts "What is it about?"
 

@@ -1,6 +1,6 @@
 """A LangChain chain (LCEL): retriever, compressor, prompt, chat model. Only the compressor is new in it.
 
-    pip install 'ultragist-rag[langchain,retrieval]'
+    pip install '.[langchain,retrieval]'
     python examples/02_langchain_chain.py             # the texts of examples/corpus
     python examples/02_langchain_chain.py my-texts "What is it about?"
 

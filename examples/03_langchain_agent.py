@@ -1,6 +1,6 @@
 """A LangChain agent whose old turns become memories, while the checkpointer keeps every message as it was.
 
-    pip install 'ultragist-rag[langchain]'
+    pip install '.[langchain]'
     python examples/03_langchain_agent.py
 
 The first two messages bring long notes along. The last two ask about them when only their memories are in the prompt.

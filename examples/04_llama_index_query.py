@@ -1,6 +1,6 @@
 """A LlamaIndex query engine whose LLM reads memories instead of text: one postprocessor more, and our LLM.
 
-    pip install 'ultragist-rag[llama-index,retrieval]'
+    pip install '.[llama-index,retrieval]'
     python examples/04_llama_index_query.py                              # the texts of examples/corpus
     python examples/04_llama_index_query.py my-texts "What is it about?"
 

@@ -1,6 +1,6 @@
 """A LlamaIndex ingestion pipeline that compresses: split, compress, embed. A second run takes all from its cache.
 
-    pip install 'ultragist-rag[llama-index,retrieval]'
+    pip install '.[llama-index,retrieval]'
     python examples/05_llama_index_ingestion.py             # the texts of examples/corpus
     python examples/05_llama_index_ingestion.py my-texts    # .md files, cut at their headings
 

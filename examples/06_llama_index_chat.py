@@ -1,6 +1,6 @@
 """A LlamaIndex chat engine that remembers: turns that no longer fit the chat history become memories of the LLM.
 
-    pip install 'ultragist-rag[llama-index]'
+    pip install '.[llama-index]'
     python examples/06_llama_index_chat.py
 
 The first two messages bring long notes along. The last two ask about them when only their memories are in the prompt.

@@ -67,7 +67,9 @@ class EngineFields(BaseModel):
 
 
 class CondenseFields(EngineFields):
-    """How to condense texts into memories."""
+    """How to condense texts into memories. A setting that does not exist is refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
     store: GistStore = Field(exclude=True, repr=False)
     """Where the memories go."""

@@ -84,6 +84,9 @@ class UltraGistCompressor(CondenseFields, BaseDocumentCompressor):
         return RunnableLambda(self._condense, name=_NAME)
 
     def _condense(self, documents: Sequence[Document], config: RunnableConfig) -> list[Document]:
+        strange = next((one for one in documents if not isinstance(one, Document)), None)
+        if strange is not None:
+            raise InputError(f"a {type(strange).__name__} is no Document: wrap texts as Document(page_content=text).")
         condensed = condense(
             self._get_engine(),
             self.store,

@@ -16,7 +16,7 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage, ContentBlock, TextBlock, ToolCallBlock
 from llama_index.core.memory.memory import BaseMemoryBlock
 from llama_index.core.utils import get_tokenizer
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ultragist_rag.components import EngineFields
 from ultragist_rag.condense import CondensePolicy, condense
@@ -33,6 +33,8 @@ class GistMemoryBlock(EngineFields, BaseMemoryBlock[list[ContentBlock]]):
     A turn is what a user said and all that followed. What stands in it cannot act as a marker: look-alikes are made
     harmless before it is compressed. The model that reads the prompt must be an `UltraGistLLM` on the same store.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = "earlier_turns"
     """Name of the block in the prompt."""

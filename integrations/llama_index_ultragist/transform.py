@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from llama_index.core.schema import BaseNode, TransformComponent
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from llama_index_ultragist.node import is_text, reference_of, text_of
 from ultragist_rag.components import EngineFields
@@ -31,6 +31,8 @@ class GistTransform(EngineFields, TransformComponent):
     memory by it, and makes it again where it is gone: an ingestion cache may have skipped this step, or the store made
     room. The cache tells transforms apart by model, ratio, `min_tokens` and the namespace of the store.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     store: GistStore = Field(exclude=True, repr=False)
     """Where memories are kept; the postprocessor needs one of the same place and namespace."""

@@ -53,7 +53,7 @@ def test_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     assert len(text.splitlines()) < 60
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert f"python examples/{path.name}" in docstring
-    assert "pip install 'ultragist-rag[" in docstring
+    assert "pip install '.[" in docstring
 
 
 @needs_model

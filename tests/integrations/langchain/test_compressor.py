@@ -184,6 +184,13 @@ class Fixed(BaseRetriever):
         return DOCUMENTS[:1]
 
 
+def test_misspelt_settings_and_bare_texts_are_refused(compressor: UltraGistCompressor) -> None:
+    with pytest.raises(ValueError, match="min_token"):
+        UltraGistCompressor(store=compressor.store, min_token=3)
+    with pytest.raises(InputError, match=r"str .* Document\("):
+        compressor.compress_documents(["a text"], "")  # type: ignore[list-item]
+
+
 async def test_works_as_step_async_and_behind_a_retriever(compressor: UltraGistCompressor) -> None:
     expected = compressor.compress_documents(DOCUMENTS[:1], "")
     assert compressor.as_runnable().invoke(DOCUMENTS[:1]) == expected

@@ -12,7 +12,7 @@ from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document, ImageNode, MetadataMode, TextNode
 
-from llama_index_ultragist import GistNode, GistTransform, UltraGistPostprocessor
+from llama_index_ultragist import GistMemoryBlock, GistNode, GistTransform, UltraGistPostprocessor
 from ultragist_rag import GistStore, InputError
 from ultragist_rag.store import parse_marker, to_marker
 
@@ -143,6 +143,12 @@ async def test_async_gives_the_same(transform: GistTransform, texts: list[str], 
 def test_worker_processes_are_refused(transform: GistTransform) -> None:
     with pytest.raises(InputError, match="num_workers"):
         pickle.dumps(transform)
+
+
+@pytest.mark.parametrize("component", [GistMemoryBlock, GistTransform, UltraGistPostprocessor])
+def test_misspelt_settings_are_refused(component: Any, store: GistStore) -> None:
+    with pytest.raises(ValueError, match="ration"):
+        component(store=store, ration=4)
 
 
 def test_nothing_is_loaded_until_asked(store: GistStore) -> None:
