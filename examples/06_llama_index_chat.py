@@ -23,7 +23,7 @@ passages = read_passages(Path(__file__).parent / "corpus")
 notes = {(passage.title, passage.section): passage.text for passage in passages}
 conversation = [
     f"{notes['Mongolia', 'Government']}\n\nWhat is the capital of Mongolia?",
-    f"{notes['Norway', 'Economy']}\n\nWhich currency does Norway use?",
+    f"{notes['Norway', 'Economy']}\n\nWhat is the inflation rate of Norway?",
     "When did Mongolia become independent?",
     "What does Norway export most?",
 ]
