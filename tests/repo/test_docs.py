@@ -27,6 +27,15 @@ def test_program_runs_and_answers(name: str, tmp_path: Path, own_secret: None) -
     assert (tmp_path / "gists").is_dir()
 
 
+@pytest.mark.skipif(not BUNDLED.is_file(), reason="the bundled model is not in this checkout")
+@pytest.mark.parametrize("name", ["docs/asking.md", "docs/security.md", "docs/store.md"])
+def test_program_runs(name: str, tmp_path: Path, own_secret: None) -> None:
+    assert len(programs(name)) > 100
+    run = [sys.executable, "-c", programs(name)]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
 def test_links_lead_to_files(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
