@@ -184,3 +184,10 @@ def test_a_reader_gets_the_settings(store, text_engine):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ReadFields(**wrong)
+
+
+@pytest.mark.parametrize("wrong", ["max_token", "stor", "temperatur", "max_new_token"])
+def test_misspelt_settings_are_refused_and_foreign_ones_are_not(wrong):
+    with pytest.raises(ValueError, match=f"no setting '{wrong}': did you mean"):
+        ReadFields(**{wrong: 1})
+    assert ReadFields(max_retries=2, max_tokens=3, frequency_penalty=0.1).max_tokens == 3

@@ -177,6 +177,7 @@ def test_what_is_condensed_in_a_scope_can_be_read_in_it(text_engine, store):
         {"slots": -1},
         {"slots": 8, "ratio": 2},
         {"ratios": (2, 0)},
+        {"ratios": (2, 4)},
         {"min_tokens": -1},
         {"on_miss": "ignore"},
     ],

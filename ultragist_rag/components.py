@@ -10,12 +10,14 @@ Holds     nothing is loaded when a component is made; store and engine never app
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, model_validator
 
 from ultragist_rag.condense import CondensePolicy
 from ultragist_rag.engine import UltraGist
+from ultragist_rag.errors import InputError
 from ultragist_rag.reader import Reader
 from ultragist_rag.shared import EngineHolder, engine_holder
 from ultragist_rag.store import GistStore
@@ -137,6 +139,17 @@ class ReadFields(EngineFields):
 
     unknown_markers: Literal["error", "text"] = "error"
     """Whether a marker that is not of the store's namespace is refused or stays text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_misspelt_settings(cls, values: Any) -> Any:
+        """Settings of other providers may be given and mean nothing here; what looks like one of ours must be one."""
+        known = {name for key, entry in cls.model_fields.items() for name in (key, entry.alias) if name}
+        for name in values if isinstance(values, Mapping) else ():
+            near = get_close_matches(str(name), known, n=1, cutoff=0.85)
+            if name not in known and near:
+                raise InputError(f"there is no setting {name!r}: did you mean {near[0]!r}?")
+        return values
 
     def _reader(self) -> Reader:
         """Return a reader with these settings."""

@@ -70,6 +70,10 @@ class CondensePolicy:
             raise InputError(
                 f"ratio is {self.ratio} and slots is {self.slots}: a budget chooses ratios, give one only."
             )
+        if self.ratios and self.slots is None and self.on_miss == "compress":
+            raise InputError(
+                f"ratios are {self.ratios}, but nothing chooses among them: set slots, or on_miss='stored', or give one ratio."
+            )
         if self.on_miss not in ("compress", "stored"):
             raise InputError(f"on_miss is {self.on_miss!r}, but must be 'compress' or 'stored'.")
 
