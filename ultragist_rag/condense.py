@@ -72,7 +72,8 @@ class CondensePolicy:
             )
         if self.ratios and self.slots is None and self.on_miss == "compress":
             raise InputError(
-                f"ratios are {self.ratios}, but nothing chooses among them: set slots, or on_miss='stored', or give one ratio."
+                f"ratios are {self.ratios}, but nothing chooses among them: set slots or on_miss='stored', or give one "
+                "ratio."
             )
         if self.on_miss not in ("compress", "stored"):
             raise InputError(f"on_miss is {self.on_miss!r}, but must be 'compress' or 'stored'.")

@@ -3,7 +3,7 @@
 Is        a `BaseChatModel`: chat template, streaming, tools, structured output, usage metadata.
 Flow      messages -> messages.py -> ultragist_rag.reader -> [chat] -> tool_text.py -> AI message.
 Change    what an answer says about itself, what the model tells about its abilities.
-Not here  settings -> ultragist_rag.components; markers, queue, templates -> ultragist_rag.reader; caches -> answering.py.
+Not here  settings -> ultragist_rag.components; queue, templates -> ultragist_rag.reader; caches -> answering.py.
 Holds     nothing is loaded when the object is made; a stream shows what the whole answer shows.
 """
 

@@ -3,7 +3,7 @@
 Is        a `BaseLLM`: prompts arrive together and are answered in one batch; streaming, stop texts, token counts.
 Flow      UltraGistCompressor -> prompt -> [llm] -> answer. Imports the front door only.
 Change    what an answer says about itself.
-Not here  settings -> ultragist_rag.components; markers, queue, decoding -> ultragist_rag.reader; caches -> answering.py.
+Not here  settings -> ultragist_rag.components; queue, decoding -> ultragist_rag.reader; caches -> answering.py.
 Holds     nothing is loaded when the object is made; a marker that the store does not know is never passed on as text.
 """
 
