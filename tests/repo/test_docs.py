@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,22 +16,28 @@ def programs(name: str) -> str:
 
 
 @pytest.mark.skipif(not BUNDLED.is_file(), reason="the bundled model is not in this checkout")
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
-def test_program_runs_and_answers(name: str, tmp_path: Path, own_secret: None) -> None:
-    run = [sys.executable, "-c", programs(name)]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert (tmp_path / "gists").is_dir()
-
-
-@pytest.mark.skipif(not BUNDLED.is_file(), reason="the bundled model is not in this checkout")
-@pytest.mark.parametrize("name", ["docs/asking.md", "docs/security.md", "docs/store.md"])
-def test_program_runs(name: str, tmp_path: Path, own_secret: None) -> None:
+@pytest.mark.parametrize(
+    ("name", "prints"),
+    [
+        ("README.md", "Lome"),
+        ("docs/quickstart.md", "Ulaanbaatar"),
+        ("docs/asking.md", ""),
+        ("docs/security.md", ""),
+        ("docs/store.md", ""),
+    ],
+)
+def test_program_runs_and_answers(
+    name: str,
+    prints: str,
+    tmp_path: Path,
+    own_secret: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert len(programs(name)) > 100
-    run = [sys.executable, "-c", programs(name)]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    exec(compile(programs(name), name, "exec"), {"__name__": "docs"})
+    assert prints in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])

@@ -26,11 +26,17 @@ def _weight(row: object) -> float:
     return sum(row.weights)  # type: ignore[attr-defined]
 
 
+def _asking(trainer: Trainer, stage: Stage, n_documents: int) -> list[Row]:
+    """Three rows with questions behind at least so many documents."""
+    rows = [row for step in range(30) for row in trainer.batch(stage, step)]
+    return [row for row in rows if row.separators[-1] and len(row.documents) >= n_documents][:3]
+
+
 @pytest.mark.parametrize("objective", [full_loss, independent_loss, joint_loss])
 def test_a_batch_has_the_weighted_mean_of_its_rows(tiny_run: TrainConfig, objective: object) -> None:
     trainer, stage, lead = _parts(tiny_run)
     stage = stage.model_copy(update={"ratios": (4,), "windows": (16,), "raw_share": 0.0})
-    rows = trainer.batch(stage, 0)[:3]
+    rows = _asking(trainer, stage, 1)
     with torch.no_grad():
         batch = objective(trainer.attachment, rows, lead, stage, random.Random(0)).value  # type: ignore[operator]
         alone = [objective(trainer.attachment, [row], lead, stage, random.Random(0)).value for row in rows]  # type: ignore[operator]
@@ -40,7 +46,8 @@ def test_a_batch_has_the_weighted_mean_of_its_rows(tiny_run: TrainConfig, object
 
 def test_documents_left_as_text_give_the_loss_of_full_attention(tiny_run: TrainConfig) -> None:
     trainer, stage, lead = _parts(tiny_run)
-    rows = [row for row in trainer.batch(stage, 0) if len(row.documents) > 1][:3]
+    rows = _asking(trainer, stage, 2)
+    assert len(rows) == 3
     with torch.no_grad():
         full = full_loss(trainer.attachment, rows, lead, stage, random.Random(0)).value
         raw_stage = stage.model_copy(update={"raw_share": 1.0})
