@@ -151,6 +151,13 @@ class ReadFields(EngineFields):
                 raise InputError(f"there is no setting {name!r}: did you mean {near[0]!r}?")
         return values
 
+    @property
+    def _name(self) -> str:
+        """What traces and answers call the model."""
+        if self.engine is None or "model_name" in self.model_fields_set:
+            return self.model_name
+        return getattr(self.engine.model.config, "_name_or_path", "") or f"ultragist-{self.engine.fingerprint[:12]}"
+
     def _reader(self) -> Reader:
         """Return a reader with these settings."""
         return Reader(

@@ -65,13 +65,6 @@ class AnsweringModel(ReadFields):
         return self._reader().token_ids(text)
 
     @property
-    def _name(self) -> str:
-        """What traces and answers call the model."""
-        if self.engine is None or "model_name" in self.model_fields_set:
-            return self.model_name
-        return getattr(self.engine.model.config, "_name_or_path", "") or f"ultragist-{self.engine.fingerprint[:12]}"
-
-    @property
     def _identifying_params(self) -> Mapping[str, Any]:
         names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "max_slots", "unknown_markers")
         return {

@@ -65,7 +65,7 @@ class UltraGistLLM(ReadFields, CustomLLM):
             context_window=self._reader().max_positions if window is None else window,
             num_output=self.max_tokens,
             is_chat_model=is_chat,
-            model_name=self._name(),
+            model_name=self._name,
         )
 
     @llm_completion_callback()
@@ -204,11 +204,6 @@ class UltraGistLLM(ReadFields, CustomLLM):
                 yield CompletionResponse(text=text, delta=delta)
             yield CompletionResponse(text=text, delta="", raw=self._raw(stream, stream.n_tokens))
 
-    def _name(self) -> str:
-        if self.engine is None or "model_name" in self.model_fields_set:
-            return self.model_name
-        return getattr(self.engine.model.config, "_name_or_path", "") or f"ultragist-{self.engine.fingerprint[:12]}"
-
     def _raw(self, answer: Any, n_tokens: int) -> dict[str, Any]:
         n_prompt = answer.n_slots + answer.n_prompt_tokens
         usage = {
@@ -217,7 +212,7 @@ class UltraGistLLM(ReadFields, CustomLLM):
             "total_tokens": n_prompt + n_tokens,
             "prompt_tokens_details": {"cached_tokens": answer.n_slots},
         }
-        return {"model": self._name(), "finish_reason": answer.finish, "usage": usage}
+        return {"model": self._name, "finish_reason": answer.finish, "usage": usage}
 
 
 def _chat(response: CompletionResponse) -> ChatResponse:
