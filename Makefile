@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/ultragist-rag demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: lint test
 

@@ -1,4 +1,4 @@
-"""The command line: `ultragist-rag index`, `ask`, `demo`, `train`, `evaluate`.
+"""The command line: `ultragist-rag index`, `ask`, `demo`, `train`, `evaluate`, and those of cli_*.py.
 
 Is        a typer app; each command calls one function and prints what it returns, as a table or, with --json, as JSON.
 Flow      pipeline, training, evaluation -> [cli]. Importing it imports neither torch nor a framework: the commands do.
@@ -9,15 +9,14 @@ Holds     wrong input ends with one line on stderr and exit code 2; answers go t
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 
-from ultragist_rag import __version__
-from ultragist_rag.errors import InputError, UltraGistError
+from ultragist_rag import __version__, cli_chat, cli_recall, cli_sizing, cli_store
+from ultragist_rag.cli_errors import one_line_errors
+from ultragist_rag.errors import InputError
 
 app = typer.Typer(
     name="ultragist-rag",
@@ -27,6 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(cli_store.app, name="store")
+app.command()(cli_chat.chat)
+app.command()(cli_sizing.sizing)
+app.command()(cli_recall.recall)
+
 HOME = Path(".ultragist")
 DEMO_FOLDER = Path("examples/corpus")
 DEMO_QUESTIONS = Path("examples/questions.txt")
@@ -34,7 +38,6 @@ DEMO_HOME = Path(".ultragist-demo")
 CORPUS_QUESTIONS = Path("examples/corpus_questions.jsonl")
 TABLE_WIDTH = 120
 
-P = ParamSpec("P")
 Folder = Annotated[Path, typer.Argument(help="Folder with .txt and .md files.")]
 Into = Annotated[Path, typer.Option("--into", help="Where index and memories go.")]
 Model = Annotated[str, typer.Option("--model", help="'bundled', a folder or a hub id.")]
@@ -49,26 +52,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except UltraGistError as error:
-            _fail(str(error))
-        except ModuleNotFoundError as error:
-            _fail(f"{error.name} is not installed. Run: pip install 'ultragist-rag[langchain,retrieval]'")
-        except OSError as error:
-            _fail(str(error))
-
-    return run
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"Error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(2)
 
 
 def _show_version(wanted: bool) -> bool:
@@ -88,7 +71,7 @@ def _common(
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def index(
     folder: Folder = Path(),
     into: Into = HOME,
@@ -111,7 +94,7 @@ def index(
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def ask(  # noqa: PLR0913 - one parameter per option
     questions: Annotated[list[str], typer.Argument(help="One question or several.")],
     home: Annotated[Path, typer.Option("--from", help="Where index and memories are.")] = HOME,
@@ -133,7 +116,7 @@ def ask(  # noqa: PLR0913 - one parameter per option
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def demo(
     folder: Folder = DEMO_FOLDER,
     questions: Annotated[Path, typer.Option("--questions", help="File with one question per line.")] = DEMO_QUESTIONS,
@@ -159,7 +142,7 @@ def demo(
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def train(
     config: Annotated[Path, typer.Option("--config", help="YAML file; see docs/training.md.")],
     data: Annotated[Path | None, typer.Option("--data", help="Data folder, instead of the one in the file.")] = None,
@@ -185,7 +168,7 @@ def train(
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def evaluate(  # noqa: PLR0913 - one parameter per option
     model: Model = "bundled",
     base: Annotated[str | None, typer.Option("--base", help="The model before gist training, as denominator.")] = None,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -131,8 +131,14 @@ class DiskBytes:
             yield key, size
 
     def usage(self) -> Usage:
-        """Return how full the store is."""
-        return Usage(sum(size for *_, size in self._scan_all()) + _TOTAL_DIGITS, self.max_bytes, self._n_evicted)
+        """Return how full the store is, counted while no writer is half-way through.
+
+        Raises:
+            StoreError: If another process holds the lock for too long.
+        """
+        with self._writing() if os.access(self.root, os.W_OK) else nullcontext():
+            n_bytes = sum(size for *_, size in self._scan_all())
+        return Usage(n_bytes + _TOTAL_DIGITS, self.max_bytes, self._n_evicted)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
