@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from ultragist_rag.errors import InputError, StoreError
-from ultragist_rag.store.base import GIST, SCHEMES, SOURCE, ByteStore, open_bytes
+from ultragist_rag.store.base import GIST, RECORD, SCHEMES, SOURCE, ByteStore, open_bytes
 
 
 def key(number, ending=GIST, folder="ns"):
@@ -34,14 +34,16 @@ def test_every_kind_of_store_has_the_protocol(place):
 
 
 def test_bytes_are_read_as_they_were_written(place):
-    items = {key(0): b"", key(1): bytes(range(256)) * 50, key(1, SOURCE): b"text", key(0, GIST, "other"): b"other"}
+    items = {key(0): b"", key(1): bytes(range(256)) * 50, key(1, SOURCE): b"text", key(1, RECORD): b"chat"}
     place.put(items)
+    items[key(0, GIST, "other")] = b"other"
+    place.put({key(0, GIST, "other"): b"other"})
     assert {name: place.get(name) for name in items} == items
     assert dict(place.entries("ns")) == {name: len(data) for name, data in items.items() if name.startswith("ns/")}
     assert dict(place.entries("none")) == {}
     place.put({key(1): b"new"})
     assert place.get(key(1)) == b"new"
-    assert place.usage().n_bytes - open_bytes("memory://").usage().n_bytes in {12, 12 + 20}
+    assert place.usage().n_bytes - open_bytes("memory://").usage().n_bytes in {16, 16 + 20}
 
 
 def test_the_first_bytes_can_be_read_without_using_them(bounded):
@@ -95,6 +97,62 @@ def test_source_records_outlive_memories_and_go_last(bounded):
     place.put({key(3, SOURCE): bytes(100), key(3): bytes(150)})
     assert [place.contains(key(number)) for number in range(4)] == [False, False, False, True]
     assert [place.contains(key(number, SOURCE)) for number in range(4)] == [False, False, True, True]
+
+
+def test_records_are_never_evicted(bounded):
+    place = bounded(305)
+    place.put({key(0, RECORD): bytes(100)})
+    place.put({key(0, SOURCE): bytes(40), key(0): bytes(60)})
+    place.put({key(1, RECORD): bytes(90), key(2, RECORD): bytes(80)})
+    assert [name for name, _ in sorted(place.entries("ns"))] == [key(number, RECORD) for number in range(3)]
+    with pytest.raises(StoreError, match="270 bytes of records"):
+        place.put({key(3, SOURCE): bytes(20), key(3): bytes(31)})
+    with pytest.raises(StoreError, match="180 bytes of records"):
+        place.put({key(1, RECORD): bytes(130)})
+    assert dict(place.entries("ns")) == {key(0, RECORD): 100, key(1, RECORD): 90, key(2, RECORD): 80}
+    place.put({key(1, RECORD): bytes(20)})
+    assert place.get(key(1, RECORD)) == bytes(20)
+
+
+def test_a_quota_holds_for_its_folder_and_takes_from_it_only(bounded):
+    place = bounded(None)
+    for number in range(4):
+        place.put({key(number, SOURCE): bytes(10), key(number): bytes(100)}, quota=345)
+        place.put({key(number, GIST, "other"): bytes(100)})
+    place.get(key(2))
+    place.put({key(9, RECORD): bytes(50)}, quota=345)
+    place.put({key(5): bytes(100)}, quota=345)
+    assert sum(size for _, size in place.entries("ns")) <= 345
+    assert [number for number in range(10) if place.contains(key(number))] == [2, 5]
+    assert all(place.contains(key(number, SOURCE)) for number in range(4))
+    assert all(place.contains(key(number, GIST, "other")) for number in range(4))
+    with pytest.raises(StoreError, match=r"50 bytes of records.*quota is 345"):
+        place.put({key(6): bytes(296)}, quota=345)
+    assert place.contains(key(5))
+    place.put({key(6): bytes(295)}, quota=345)
+    assert sorted(place.entries("ns")) == [(key(6), 295), (key(9, RECORD), 50)]
+
+
+def test_a_quota_and_a_bound_hold_together(bounded):
+    place = bounded(480)
+    for number in range(2):
+        place.put({key(number, GIST, "other"): bytes(100)}, quota=250)
+        place.put({key(number): bytes(100)}, quota=250)
+    place.put({key(2): bytes(120)}, quota=250)
+    assert [place.contains(key(number)) for number in range(3)] == [False, True, True]
+    assert [place.contains(key(number, GIST, "other")) for number in range(2)] == [True, True]
+    place.put({key(2, GIST, "third"): bytes(130)}, quota=250)
+    assert [place.contains(key(number, GIST, "other")) for number in range(2)] == [False, True]
+    assert place.usage().n_bytes <= 480
+
+
+def test_a_put_is_of_one_folder(place):
+    with pytest.raises(InputError, match="one folder"):
+        place.put({key(0): b"x", key(0, GIST, "other"): b"y"})
+    for items in ({"ns/short.gist": b"x"}, {}):
+        with pytest.raises(InputError, match="form folder/id"):
+            place.put(items)
+    assert list(place.entries("ns")) == []
 
 
 def test_the_bound_is_never_exceeded(bounded, tmp_path):

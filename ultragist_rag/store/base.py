@@ -1,9 +1,9 @@
 """What a place for bytes must do, and which places there are.
 
 Is        the protocol of byte stores, the names under which things are kept, and the registry by URL scheme.
-Flow      errors -> [base] -> memory_bytes, disk -> store. Imports no torch.
+Flow      errors -> [base] -> eviction -> memory_bytes, disk, redis_bytes, indexed_bytes -> store. Imports no torch.
 Change    a new kind of store is one file with the protocol and one line in SCHEMES.
-Not here  what the bytes mean -> codec.py, source.py.
+Not here  what the bytes mean -> codec.py, source.py, records.py; what is evicted -> eviction.py.
 Holds     a key is read as it was written, or as missing; never in part.
 """
 
@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ultragist_rag.errors import InputError, StoreError
+from ultragist_rag.errors import InputError
 from ultragist_rag.store.keys import SecretSource
 
-__all__ = ["GIST", "SCHEMES", "SOURCE", "ByteStore", "Usage", "check_fit", "is_key", "open_bytes"]
+__all__ = ["GIST", "RECORD", "SCHEMES", "SOURCE", "ByteStore", "Usage", "check_items", "is_key", "open_bytes"]
 
 GIST = ".gist"
 """Ending of a key that holds a memory; these are evicted first."""
@@ -28,14 +28,18 @@ GIST = ".gist"
 SOURCE = ".source"
 """Ending of a key that holds a source record; evicted only when no memory is left to evict."""
 
+RECORD = ".record"
+"""Ending of a key that holds a document of a user, such as a chat archive; never evicted."""
+
 SCHEMES: dict[str, str] = {
     "memory": "ultragist_rag.store.memory_bytes:open_memory",
-    "file": "ultragist_rag.store.disk:DiskBytes",
+    "file": "ultragist_rag.store.disk:open_folder",
 }
-"""What opens each URL scheme, called with what follows `://` and the bound; a path without a scheme is a file."""
+"""What opens each URL scheme, called with the URL, the bound and the options; a path without a scheme is a file."""
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
-_KEY = re.compile(r"[a-z0-9_][a-z0-9._-]{0,99}/[a-z2-7]{26}\.(gist|source)")
+_LOCAL = ("memory", "file")
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://.*", re.DOTALL)
+_KEY = re.compile(r"[a-z0-9_][a-z0-9._-]{0,99}/[a-z2-7]{26}\.(gist|source|record)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,10 @@ class Usage:
 
 @runtime_checkable
 class ByteStore(Protocol):
-    """Keeps bytes under keys of the form `folder/id.gist` and `folder/id.source`.
+    """Keeps bytes under keys of the form `folder/id.gist`, `folder/id.source` and `folder/id.record`.
 
-    Every method may be called from several threads. All raise StoreError if the place itself fails.
+    Every method may be called from several threads. All raise StoreError if the place itself fails, and work again as
+    soon as the place does.
     """
 
     secret_source: ClassVar[SecretSource]
@@ -69,8 +74,20 @@ class ByteStore(Protocol):
     def head(self, key: str, n_bytes: int) -> bytes | None:
         """Return the first bytes under a key; None if there is none. This is no use of it."""
 
-    def put(self, items: Mapping[str, bytes]) -> None:
-        """Store all items or none, in order, and evict what was not used for longest; never one item for another."""
+    def put(self, items: Mapping[str, bytes], *, quota: int | None = None) -> None:
+        """Store all items or none, replacing what is there, and evict what was not used for longest.
+
+        Memories go before source records; records stay, and no item goes for another one of the same call. What dies
+        half-way through leaves the first items at most: the last one is there only if all are.
+
+        Args:
+            items: Bytes by key, all of one folder, in the order in which they are written.
+            quota: Bytes that this folder may hold; to keep to it, only what is in the folder goes.
+
+        Raises:
+            InputError: If a key is malformed, or the keys are of several folders.
+            StoreError: If they do not fit beside the records, or the place fails; nothing is changed then.
+        """
 
     def delete(self, keys: tuple[str, ...]) -> int:
         """Remove keys; return how many there were."""
@@ -90,40 +107,47 @@ def is_key(key: str) -> bool:
     return _KEY.fullmatch(key) is not None
 
 
-def check_fit(n_bytes: int, max_bytes: int | None) -> None:
-    """Refuse what would not fit even into an empty store.
+def check_items(items: Mapping[str, bytes]) -> str:
+    """Return the folder of the keys of a put.
 
     Raises:
-        StoreError: If `n_bytes` is more than `max_bytes`.
+        InputError: If a key is malformed, or they are of several folders.
     """
-    if max_bytes is not None and n_bytes > max_bytes:
-        raise StoreError(
-            f"a memory and its source record take {n_bytes} bytes, but max_bytes is {max_bytes}: nothing was stored. "
-            "Raise max_bytes, or compress at a higher ratio."
+    folders = {key.partition("/")[0] for key in items}
+    if not all(map(is_key, items)) or len(folders) != 1:
+        raise InputError(
+            f"keys {', '.join(items)} are not of the form folder/id.gist, folder/id.source or folder/id.record, all of "
+            "one folder."
         )
+    return folders.pop()
 
 
-def open_bytes(url: str | os.PathLike[str], max_bytes: int | None = None) -> ByteStore:
+def open_bytes(url: str | os.PathLike[str], max_bytes: int | None = None, **options: Any) -> ByteStore:
     """Open the byte store of a URL.
 
     Args:
         url: A folder, or `scheme://location` with a scheme of SCHEMES.
         max_bytes: Bound on everything in it, all namespaces together; None for none.
+        options: What else the client of a remote place wants to know.
 
     Returns:
         The byte store.
 
     Raises:
-        InputError: If the scheme is unknown or the bound is not a positive number.
+        InputError: If the scheme is unknown, the bound is not a positive number or there are options for a local place.
         StoreError: If the place cannot be used.
     """
     if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
         raise InputError(f"max_bytes is {max_bytes!r}, but must be a number of bytes above 0, or None for no bound.")
     found = _SCHEME.fullmatch(url) if isinstance(url, str) else None
-    scheme, location = found.groups() if found else ("file", str(Path(url).expanduser()) if url else "")
+    scheme = found.group(1) if found else "file"
+    if found is None:
+        url = f"file://{Path(url).expanduser()}" if url else "file://"
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in sorted(SCHEMES))
         raise InputError(f"no store for {scheme}://: use a folder, or one of {known}.")
+    if options and scheme in _LOCAL:
+        raise InputError(f"options {', '.join(sorted(options))}: a store of {scheme}:// has none, leave them out.")
     module, name = SCHEMES[scheme].split(":")
-    opened: ByteStore = getattr(import_module(module), name)(location, max_bytes)
+    opened: ByteStore = getattr(import_module(module), name)(url, max_bytes, **options)
     return opened

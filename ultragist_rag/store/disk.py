@@ -1,7 +1,7 @@
 """A byte store in a folder, for any number of processes and threads.
 
 Is        one file per key, written beside its place and renamed; one lock file; the total of bytes in `.usage`.
-Flow      base -> [disk] -> store. Imports no torch.
+Flow      base, eviction -> [disk] -> store. Imports no torch.
 Change    how files are written, counted and evicted.
 Not here  what the files mean -> codec.py, source.py.
 Holds     a file under its own name is whole; the files never exceed the bound; what `put` returned for is on disk.
@@ -19,19 +19,23 @@ from typing import ClassVar
 from filelock import FileLock, Timeout
 
 from ultragist_rag.errors import InputError, StoreError
-from ultragist_rag.store.base import SOURCE, Usage, check_fit, is_key
+from ultragist_rag.store.base import GIST, RECORD, SOURCE, Usage, check_items, is_key
+from ultragist_rag.store.eviction import check_fit, plan_eviction
 from ultragist_rag.store.keys import SecretSource
 
-__all__ = ["DiskBytes"]
+__all__ = ["DiskBytes", "open_folder"]
 
 _LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.002
 _TOTAL_DIGITS = 20
 _UNKNOWN = b"?" * _TOTAL_DIGITS
+_RANKS = {GIST: 0, SOURCE: 1, RECORD: 2}  # the lowest are evicted first, the last never
+
+_Row = tuple[int, int, str, int]  # rank, time of last use in nanoseconds, key, size in bytes
 
 
 class DiskBytes:
-    """Bytes in files `folder/id.gist` and `folder/id.source` below one root.
+    """Bytes in files `folder/id.gist`, `folder/id.source` and `folder/id.record` below one root.
 
     Writers take the lock file in turn; readers take none: they open a file that is whole, or find none. The time of
     last use is the file's modification time. While a writer works, `.usage` holds no number, so that whoever comes
@@ -46,7 +50,7 @@ class DiskBytes:
         self.root = Path(location)
         self.max_bytes = max_bytes
         self._n_evicted = 0
-        self._oldest: list[tuple[bool, int, str, int]] = []
+        self._oldest: list[_Row] = []
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             is_new = not any(self.root.iterdir())
@@ -85,21 +89,23 @@ class DiskBytes:
         except OSError as error:
             raise StoreError(_failure(f"cannot read {path}", error)) from error
 
-    def put(self, items: Mapping[str, bytes]) -> None:
-        """Store all items or none, and evict what was not used for longest.
+    def put(self, items: Mapping[str, bytes], *, quota: int | None = None) -> None:
+        """Store all items of one folder or none, in order, and evict what was not used for longest.
 
         Raises:
             InputError: If a key is malformed.
             StoreError: If they do not fit, or the disk is full or cannot be written.
         """
-        if not all(map(is_key, items)):
-            raise InputError(f"keys {', '.join(items)} are not of the form folder/id.gist or folder/id.source.")
-        n_bytes = sum(map(len, items.values()))
-        check_fit(n_bytes + _TOTAL_DIGITS, self.max_bytes)  # `.usage` counts, too
+        folder = check_items(items)
+        check_fit(sum(map(len, items.values())) + _TOTAL_DIGITS, self.max_bytes)  # `.usage` counts, too
         with self._writing():
             total = self._total()
+            victims = self._plan_quota(folder, items, quota)
+            victims |= self._plan_room(items, total, victims)
             self._set_total(None)
-            total = self._make_room(n_bytes, total, frozenset(items))
+            for key in victims:
+                total -= self._remove(key) or 0
+                self._n_evicted += 1
             total += self._write(items)
             self._set_total(total)
 
@@ -194,30 +200,52 @@ class DiskBytes:
         finally:
             os.close(handle)
 
-    def _make_room(self, n_bytes: int, total: int, keep: frozenset[str]) -> int:
-        """Evict until `n_bytes` more fit; return the new total."""
-        while self.max_bytes is not None and total + n_bytes + _TOTAL_DIGITS > self.max_bytes:
-            key = self._next_victim(keep)
-            if key is None:  # only what is about to be replaced is left
-                break
-            total -= self._remove(key) or 0
-            self._n_evicted += 1
-        return total
+    def _plan_quota(self, folder: str, items: Mapping[str, bytes], quota: int | None) -> dict[str, int]:
+        """Return keys and sizes of what must go so that a folder keeps to its quota."""
+        if quota is None:
+            return {}
+        sizes = {key: size for _, _, key, size in sorted(self._scan(self.root / folder))}
+        return {key: sizes[key] for key in plan_eviction(sizes.items(), items, None, quota)}
 
-    def _next_victim(self, keep: frozenset[str]) -> str | None:
-        """Return the key that was not used for longest; memories before source records.
+    def _plan_room(self, items: Mapping[str, bytes], total: int, gone: Mapping[str, int]) -> dict[str, int]:
+        """Return keys and sizes of what must go besides `gone`: drafts lie beside what they replace.
+
+        Raises:
+            StoreError: If the items do not fit beside the records.
+        """
+        victims: dict[str, int] = {}
+        if self.max_bytes is None:
+            return victims
+        n_bytes = sum(map(len, items.values())) + _TOTAL_DIGITS
+        left = total - sum(gone.values())
+        taken = {*items, *gone}
+        while left + n_bytes > self.max_bytes:
+            victim = self._next_victim(taken)
+            if victim is None:  # only records are left, and what is about to be replaced
+                self._oldest.clear()
+                replaced = sum(size for *_, key, size in self._scan_all() if key in items)
+                check_fit(n_bytes, self.max_bytes, n_kept=left - replaced)
+                break
+            key, size = victim
+            victims[key] = size
+            taken.add(key)
+            left -= size
+        return victims
+
+    def _next_victim(self, taken: set[str]) -> tuple[str, int] | None:
+        """Return key and size of what was not used for longest and is not taken; memories before source records.
 
         The sorted list of an earlier look stays right as long as times are compared: whatever was used or added since
         is younger than all that is left in it. It is made anew when it has no memory left.
         """
         for fresh in (False, True):
             if fresh:
-                self._oldest = sorted(self._scan_all(), reverse=True)
-            while self._oldest and (fresh or not self._oldest[-1][0]):
-                _, used, key, _ = self._oldest.pop()
+                self._oldest = sorted((row for row in self._scan_all() if row[0] < _RANKS[RECORD]), reverse=True)
+            while self._oldest and (fresh or self._oldest[-1][0] == _RANKS[GIST]):
+                _, used, key, size = self._oldest.pop()
                 with suppress(FileNotFoundError):
-                    if key not in keep and (self.root / key).stat().st_mtime_ns == used:
-                        return key
+                    if key not in taken and (self.root / key).stat().st_mtime_ns == used:
+                        return key, size
         return None
 
     def _remove(self, key: str) -> int | None:
@@ -230,14 +258,14 @@ class DiskBytes:
             return None
         return size
 
-    def _scan_all(self) -> Iterator[tuple[bool, int, str, int]]:
+    def _scan_all(self) -> Iterator[_Row]:
         with os.scandir(self.root) as folders:
             names = [folder.name for folder in folders if folder.is_dir() and not folder.name.startswith(".")]
         for name in names:
             yield from self._scan(self.root / name)
 
-    def _scan(self, folder: Path) -> Iterator[tuple[bool, int, str, int]]:
-        """Yield (is a source record, time of last use, key, size) of every file of ours; others are left alone."""
+    def _scan(self, folder: Path) -> Iterator[_Row]:
+        """Yield rank, time of last use, key and size of every file of ours; others are left alone."""
         try:
             with os.scandir(folder) as files:
                 for file in files:
@@ -245,11 +273,16 @@ class DiskBytes:
                     if is_key(key):
                         with suppress(FileNotFoundError):
                             status = file.stat()
-                            yield key.endswith(SOURCE), status.st_mtime_ns, key, status.st_size
+                            yield _RANKS[key[key.rindex(".") :]], status.st_mtime_ns, key, status.st_size
         except FileNotFoundError:
             return
         except OSError as error:
             raise StoreError(_failure(f"cannot read {folder}", error)) from error
+
+
+def open_folder(url: str, max_bytes: int | None) -> DiskBytes:
+    """Open the folder that follows `file://` in a URL."""
+    return DiskBytes(url.partition("://")[2], max_bytes)
 
 
 def _write_file(path: Path, data: bytes) -> None:

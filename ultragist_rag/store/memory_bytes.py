@@ -1,7 +1,7 @@
 """A byte store in this process: `memory://`, gone when the process ends.
 
 Is        a dictionary in order of use, with a lock and a bound.
-Flow      base -> [memory_bytes] -> store. Imports no torch.
+Flow      base, eviction -> [memory_bytes] -> store. Imports no torch.
 Change    eviction of the in-memory store.
 Not here  stores that several processes share -> disk.py.
 Holds     the bytes of all values never exceed the bound.
@@ -15,7 +15,8 @@ from typing import ClassVar
 from weakref import WeakValueDictionary
 
 from ultragist_rag.errors import InputError
-from ultragist_rag.store.base import GIST, SOURCE, Usage, check_fit
+from ultragist_rag.store.base import Usage, check_items
+from ultragist_rag.store.eviction import plan_eviction
 from ultragist_rag.store.keys import SecretSource
 
 __all__ = ["MemoryBytes", "open_memory"]
@@ -49,16 +50,19 @@ class MemoryBytes:
         data = self._items.get(key)
         return None if data is None else data[:n_bytes]
 
-    def put(self, items: Mapping[str, bytes]) -> None:
-        """Store all items, and evict what was not used for longest.
+    def put(self, items: Mapping[str, bytes], *, quota: int | None = None) -> None:
+        """Store all items of one folder, and evict what was not used for longest.
 
         Raises:
-            StoreError: If the items alone exceed the bound.
+            InputError: If a key is malformed.
+            StoreError: If they do not fit.
         """
-        check_fit(sum(map(len, items.values())), self.max_bytes)
+        check_items(items)
         with self._lock:
+            if self.max_bytes is not None or quota is not None:
+                rows = ((key, len(data)) for key, data in self._items.items())
+                self._n_evicted += self.delete(tuple(plan_eviction(rows, items, self.max_bytes, quota)))
             self.delete(tuple(items))
-            self._make_room(sum(map(len, items.values())))
             for key, data in items.items():
                 self._items[key] = bytes(data)
                 self._n_bytes += len(data)
@@ -84,21 +88,12 @@ class MemoryBytes:
         """Return how full the store is."""
         return Usage(self._n_bytes, self.max_bytes, self._n_evicted)
 
-    def _make_room(self, n_bytes: int) -> None:
-        if self.max_bytes is None:
-            return
-        for ending in (GIST, SOURCE):
-            for key in [key for key in self._items if key.endswith(ending)]:
-                if self._n_bytes + n_bytes <= self.max_bytes:
-                    return
-                self._n_evicted += self.delete((key,))
 
-
-def open_memory(location: str, max_bytes: int | None) -> MemoryBytes:
+def open_memory(url: str, max_bytes: int | None) -> MemoryBytes:
     """Open `memory://`, a new store each time, or `memory://name`, one and the same for all who open that name.
 
     Args:
-        location: The name, or nothing. A named store lives as long as someone in this process keeps it.
+        url: The URL. A named store lives as long as someone in this process keeps it.
         max_bytes: Bound on all values.
 
     Returns:
@@ -107,14 +102,13 @@ def open_memory(location: str, max_bytes: int | None) -> MemoryBytes:
     Raises:
         InputError: If the named store is open with another bound.
     """
-    if not location:
+    name = url.partition("://")[2]
+    if not name:
         return MemoryBytes(max_bytes)
     with _named_lock:
-        store = _named.get(location)
+        store = _named.get(name)
         if store is None:
-            store = _named[location] = MemoryBytes(max_bytes)
+            store = _named[name] = MemoryBytes(max_bytes)
     if store.max_bytes != max_bytes:
-        raise InputError(
-            f"memory://{location} is open with max_bytes {store.max_bytes}, not {max_bytes}: pass the same bound."
-        )
+        raise InputError(f"{url} is open with max_bytes {store.max_bytes}, not {max_bytes}: pass the same bound.")
     return store
