@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ultragist_rag.store.records import Records
     from ultragist_rag.store.refs import neutralise, to_marker
     from ultragist_rag.store.refs import parse as parse_marker
     from ultragist_rag.store.reports import StoreProgress, StoreStats
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "GistStore": "store.GistStore",
     "MarkerScope": "scope.MarkerScope",
+    "Records": "records.Records",
     "SourceRecord": "source.SourceRecord",
     "StoreProgress": "reports.StoreProgress",
     "StoreStats": "reports.StoreStats",
@@ -28,6 +30,7 @@ _HOMES = {
 __all__ = [
     "GistStore",
     "MarkerScope",
+    "Records",
     "SourceRecord",
     "StoreProgress",
     "StoreStats",

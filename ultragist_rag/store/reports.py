@@ -35,7 +35,8 @@ class StoreStats:
     Attributes:
         n_memories: Memories of this namespace.
         n_sources: Source records of this namespace.
-        n_bytes: Bytes of both.
+        n_records: Records of this namespace.
+        n_bytes: Bytes of all three.
         n_total_bytes: Bytes of all namespaces.
         max_bytes: Bound on `n_total_bytes`; None for none.
         n_hits: Memories read or found through this object.
@@ -45,6 +46,7 @@ class StoreStats:
 
     n_memories: int
     n_sources: int
+    n_records: int
     n_bytes: int
     n_total_bytes: int
     max_bytes: int | None

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import codec, refs, source
-from ultragist_rag.store.base import GIST, SOURCE, ByteStore
+from ultragist_rag.store.base import GIST, RECORD, SOURCE, ByteStore
 from ultragist_rag.store.keys import Keys
 from ultragist_rag.store.seal import N_HEAD, stored_at
 from ultragist_rag.store.source import SourceRecord
@@ -30,38 +30,53 @@ _now = time.time
 class Shelf:
     """Reads and writes the files of one namespace."""
 
-    def __init__(self, place: ByteStore, namespace: str, secret: bytes, ttl: int | float | None = None) -> None:
+    def __init__(
+        self,
+        place: ByteStore,
+        namespace: str,
+        secret: bytes,
+        ttl: int | float | None = None,
+        quota: int | None = None,
+    ) -> None:
         self.place = place
         self.ttl = ttl
+        self.quota = quota
         self.namespace = namespace
-        self._keys = Keys(secret, namespace)
+        self.keys = Keys(secret, namespace)
         readable = re.sub("[^a-z0-9]+", "-", namespace.lower())[:40].strip("-") or "ns"
-        self.folder = f"{readable}-{self._keys.tag}"
+        self.folder = f"{readable}-{self.keys.tag}"
 
     def identify(self, recipe: refs.Recipe, text: str) -> str:
         """Return the id of what a recipe makes of a text."""
-        return refs.identify(self._keys.ids, self.namespace, recipe, text)
+        return refs.identify(self.keys.ids, self.namespace, recipe, text)
 
     def save(self, memory: GistMemory, record: SourceRecord, keep_source: bool) -> None:
         """Store a memory and, if asked, its source record: both or none. A record that was stored keeps its time."""
         record = replace(record, stored=record.stored or round(_now(), 3))
-        data = codec.encode(memory, key=self._keys.files, name=record.name, stored=record.stored)
+        data = codec.encode(memory, key=self.keys.files, name=record.name, stored=record.stored)
         items = {self._key(record.name, GIST): data}
         if keep_source:
-            items = {self._key(record.name, SOURCE): source.encode(record, self._keys.files), **items}
-        self.place.put(items)
+            items = {self._key(record.name, SOURCE): source.encode(record, self.keys.files), **items}
+        self.put(items)
+
+    def put(self, items: Mapping[str, bytes]) -> None:
+        """Store files, all or none, within the quota of the namespace."""
+        if self.quota is None:
+            self.place.put(items)
+        else:
+            self.place.put(items, quota=self.quota)
 
     def memory(self, name: str, expected: codec.Expected) -> GistMemory | None:
         """Read a memory; None if there is none."""
         self._sweep(name)
         data = self.place.get(self._key(name, GIST))
-        return None if data is None else codec.decode(data, key=self._keys.files, expected=expected)
+        return None if data is None else codec.decode(data, key=self.keys.files, expected=expected)
 
     def source(self, name: str) -> SourceRecord | None:
         """Read a source record; None if there is none."""
         self._sweep(name)
         data = self.place.get(self._key(name, SOURCE))
-        return None if data is None else source.decode(data, self._keys.files, name)
+        return None if data is None else source.decode(data, self.keys.files, name)
 
     def has(self, name: str) -> bool:
         """Say whether a memory is here."""
@@ -81,7 +96,7 @@ class Shelf:
     def entries(self) -> list[tuple[str, int]]:
         """Return key and size of everything that is not too old."""
         if self.ttl is not None:
-            for name in {_name(key) for key, _ in self.place.entries(self.folder)}:
+            for name in {_name(key) for key, _ in self.place.entries(self.folder) if not key.endswith(RECORD)}:
                 self._sweep(name)
         return list(self.place.entries(self.folder))
 
