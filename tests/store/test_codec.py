@@ -135,7 +135,7 @@ def test_a_file_written_with_another_key_is_refused(make_memory, same):
             decode(data, key=key)
 
 
-@pytest.mark.parametrize("version", ["0", "2", "3", "999999999"])
+@pytest.mark.parametrize("version", ["0", "3", "4", "999999999"])
 def test_an_unknown_version_is_named(make_memory, version):
     data = changed(encode(make_memory()), lambda header, _: header["__metadata__"].update(format=version))
     with pytest.raises(CorruptGistError, match=f"format {version} is unknown"):
@@ -144,15 +144,17 @@ def test_an_unknown_version_is_named(make_memory, version):
 
 def test_the_version_before_is_read_through_its_upgrade(make_memory, same, monkeypatch):
     old = changed(encode(make_memory()), lambda _, manifest: manifest.pop("lead_token"))
-    monkeypatch.setattr(codec, "FORMAT", 2)
-    with pytest.raises(CorruptGistError, match="format 1 is unknown"):
+    with pytest.raises(CorruptGistError, match="lead_token"):
         decode(old)
-    monkeypatch.setitem(codec.UPGRADES, 1, lambda manifest: {**manifest, "lead_token": 1})
+    monkeypatch.setattr(codec, "FORMAT", 3)
+    with pytest.raises(CorruptGistError, match="format 2 is unknown"):
+        decode(old)
+    monkeypatch.setitem(codec.UPGRADES, 2, lambda manifest: {**manifest, "lead_token": 1})
     assert same(decode(old), make_memory())
     assert encode(make_memory()) != old
     assert same(decode(encode(make_memory())), make_memory())
-    monkeypatch.setattr(codec, "FORMAT", 3)
-    with pytest.raises(CorruptGistError, match="format 1 is unknown"):
+    monkeypatch.setattr(codec, "FORMAT", 4)
+    with pytest.raises(CorruptGistError, match="format 2 is unknown"):
         decode(old)
 
 
@@ -188,6 +190,15 @@ def entry(name, **values):
         lambda _, manifest: manifest.update(slots=4),
         lambda _, manifest: manifest.update(dtype="BF16"),
         lambda _, manifest: manifest.update(dtype=["F32"]),
+        lambda _, manifest: manifest.update(dtype="U8"),
+        lambda _, manifest: manifest.update(layers=0),
+        lambda _, manifest: manifest.update(layers=True),
+        lambda _, manifest: manifest.update(slots=-5),
+        lambda _, manifest: manifest.update(slots=2**31),
+        lambda _, manifest: manifest.update(quantisation={"kind": "int8"}),
+        lambda _, manifest: manifest.update(quantisation={"kind": "int2"}),
+        lambda _, manifest: manifest.update(quantisation="int8"),
+        lambda _, manifest: manifest.pop("quantisation"),
         lambda _, manifest: manifest.update(config=None),
         lambda _, manifest: manifest["config"].update(window=-1),
         lambda _, manifest: manifest["config"].update(invented=1),
@@ -208,6 +219,43 @@ def test_a_hostile_header_with_a_fitting_checksum_is_refused(make_memory, change
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, _: header["keys.0.grid"].update(dtype="BF16"),
+        lambda header, _: header["keys.0.grid"].update(shape=[2, 2, 2, 8]),
+        lambda header, _: header["keys.0.grid"].update(shape=[2, 2, 1, -8]),
+        lambda header, _: header["values.1.grid"].update(shape=[2, 2, 5, 2]),
+        lambda header, _: header["keys.1"].update(dtype="I8"),
+        lambda header, _: header["keys.1"].update(shape=[1, 2, 5, 9]),
+        lambda header, _: header.update({"keys.0": header.pop("keys.0")}),
+        lambda header, _: header.pop("values.2.grid"),
+        lambda header, _: header.update(more=header["keys.0"]),
+        lambda _, manifest: manifest.update(quantisation=None),
+        lambda _, manifest: manifest["quantisation"].pop("kind"),
+        lambda _, manifest: manifest["quantisation"].update(kind="int16"),
+        lambda _, manifest: manifest["quantisation"].update(kind=8),
+        lambda _, manifest: manifest.update(quantisation=[]),
+        lambda _, manifest: manifest.update(dtype="int8"),
+        lambda _, manifest: manifest.update(slots=4),
+        lambda _, manifest: manifest.update(layers=2),
+    ],
+)
+def test_a_hostile_header_of_a_quantised_memory_is_refused(make_memory, change):
+    data = encode(make_memory(), quantise="int8")
+    assert decode(changed(data, lambda header, manifest: None)).slots == 5
+    with pytest.raises(CorruptGistError):
+        decode(changed(data, change))
+
+
+def test_a_grid_that_is_not_finite_is_refused(make_memory):
+    data = bytearray(encode(make_memory(), quantise="int4"))
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start : start + 2] = b"\x00\x7c"  # infinity
+    with pytest.raises(CorruptGistError, match="finite"):
+        decode(changed(bytes(data), lambda header, manifest: None))
+
+
+@pytest.mark.parametrize(
     "text",
     [
         '"manifest":"{}","manifest":"{}"}}',
@@ -223,7 +271,7 @@ def test_a_hostile_header_with_a_fitting_checksum_is_refused(make_memory, change
     ],
 )
 def test_a_header_that_is_no_strict_json_is_refused(text):
-    header = codec._START + BLANK.encode() + b'","format":"1",' + text.encode("latin-1")
+    header = codec._START + BLANK.encode() + b'","format":"2",' + text.encode("latin-1")
     data = put_seal(bytearray(len(header).to_bytes(8, "little") + header), 8 + len(codec._START), b"")
     with pytest.raises(CorruptGistError):
         decode(data)

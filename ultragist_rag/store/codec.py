@@ -1,10 +1,11 @@
 """Memories as bytes: a safetensors file with a manifest, sealed.
 
-Is        GistMemory -> bytes -> GistMemory, bit by bit; docs/store.md describes the format.
-Flow      memory, seal -> [codec] -> store.
+Is        GistMemory -> bytes -> GistMemory; docs/file_format.md describes the format.
+Flow      memory, sizing, quantise, seal -> [codec] -> store.
 Change    what a file says about its memory (raise FORMAT in refs.py, and give UPGRADES the step from the one before).
-Not here  where files lie -> base.py; texts -> source.py.
-Holds     a memory is read exactly as it was written, or not at all. Nothing is unpickled.
+Not here  which tensors a file holds -> ultragist_rag/sizing.py; where files lie -> base.py; texts -> source.py.
+Holds     a memory is read bit by bit as it was written, quantised ones as their codes say, or not at all. Nothing is
+          unpickled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, get_args
 
@@ -21,20 +22,26 @@ import torch
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import ConfigError, CorruptGistError, InputError, MemoryMismatchError
 from ultragist_rag.memory.memory import GistMemory, Progress, Segment, SegmentKind
+from ultragist_rag.sizing import tensor_table
+from ultragist_rag.store.quantise import Quantised, check_kind
+from ultragist_rag.store.quantise import quantise as quantise_memory
 from ultragist_rag.store.refs import FORMAT
 from ultragist_rag.store.seal import BLANK, check_seal, parse_json, put_seal, stamp
 
 __all__ = ["UPGRADES", "Expected", "check_match", "decode", "encode", "read_manifest"]
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda manifest: {**manifest, "quantisation": None},
+}
 """For each older format that is still read: its manifest in, the manifest of the format after it out."""
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
+_TORCH_DTYPES = {**{name: dtype for dtype, name in _DTYPES.items()}, "U8": torch.uint8}
 _START = b'{"__metadata__":{"checksum":"'
 _SEAL_AT = 8 + len(_START)
 _FORMAT = re.compile(rb'","format":"([0-9]{1,9})"')
 _MAX_HEADER = 16 * 2**20
+_MAX_SIZE = 2**31
 _RATIO_SETTINGS = ("ratio", "ratios", "ratio_policy", "adapt_tokens", "adapt_positions")
 
 
@@ -55,7 +62,9 @@ class Expected:
     config: GistConfig | None = None
 
 
-def encode(memory: GistMemory, *, key: bytes = b"", name: str = "", stored: float = 0.0) -> bytes:
+def encode(
+    memory: GistMemory, *, key: bytes = b"", name: str = "", stored: float = 0.0, quantise: str | None = None
+) -> bytes:
     """Return the file of a memory; the same memory stored at the same time always gives the same bytes.
 
     Args:
@@ -63,15 +72,16 @@ def encode(memory: GistMemory, *, key: bytes = b"", name: str = "", stored: floa
         key: Key for the checksum; without one it guards against damage, not against forgery.
         name: Id that the file will lie under.
         stored: Seconds since 1970 at which it is stored; 0 for a file outside of a store.
+        quantise: `int8` or `int4`; None to write keys and values as they are.
 
     Returns:
         A safetensors file.
 
     Raises:
-        InputError: If the layers have several number formats, or one that files cannot have.
+        InputError: If the layers have several number formats, or one that files cannot have, or numbers that cannot be
+            quantised.
     """
-    tensors = _in_order(memory.keys, memory.values)
-    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtypes = {tensor.dtype for tensor in (*memory.keys, *memory.values)}
     if len(dtypes) > 1 or memory.dtype not in _DTYPES:
         raise InputError(
             f"a memory of {', '.join(sorted(map(str, dtypes)))} cannot be stored: "
@@ -88,20 +98,26 @@ def encode(memory: GistMemory, *, key: bytes = b"", name: str = "", stored: floa
         "segments": [list(astuple(segment)) for segment in memory.segments],
         "progress": None if memory.progress is None else memory.progress.to_dict(),
         "dtype": _DTYPES[memory.dtype],
+        "quantisation": None,
         "layers": len(memory.keys),
         "slots": memory.slots,
     }
+    tensors: Mapping[str, torch.Tensor] = {
+        f"{part}.{layer}": tensor
+        for layer, pair in enumerate(zip(memory.keys, memory.values, strict=True))
+        for part, tensor in zip(("keys", "values"), pair, strict=True)
+    }
+    if quantise is not None:
+        quantised = quantise_memory(memory, quantise)
+        tensors, errors = quantised.tensors, quantised.errors(memory)
+        manifest["quantisation"] = {"kind": quantised.kind, "key_error": errors[0], "value_error": errors[1]}
     metadata = {"checksum": BLANK, "format": str(FORMAT), **stamp(stored)}
     metadata["manifest"] = json.dumps(manifest, separators=(",", ":"))
-    header: dict[str, Any] = {"__metadata__": metadata}
-    parts = []
-    stop = 0
-    for label, tensor in tensors.items():
-        parts.append(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        start, stop = stop, stop + len(parts[-1])
-        header[label] = {"dtype": manifest["dtype"], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+    shapes = [(keys.shape[1], keys.shape[3]) for keys in memory.keys]
+    header = {"__metadata__": metadata, **tensor_table(shapes, memory.slots, quantise or _DTYPES[memory.dtype])}
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
+    parts = [tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for name in list(header)[1:]]
     return put_seal(bytearray(b"".join((len(text).to_bytes(8, "little"), text, *parts))), _SEAL_AT, key)
 
 
@@ -124,11 +140,11 @@ def decode(data: bytes, *, key: bytes = b"", expected: Expected | None = None) -
     if expected is not None:
         check_match(manifest, expected)
     try:
-        tensors = _tensors(header, manifest, bytearray(memoryview(data)[start:]))
+        keys, values = _layers(header, manifest, bytearray(memoryview(data)[start:]))
         progress = manifest["progress"]
         return GistMemory(
-            keys=tuple(tensors[0::2]),
-            values=tuple(tensors[1::2]),
+            keys=keys,
+            values=values,
             segments=tuple(_segment(*values) for values in manifest["segments"]),
             config=GistConfig.from_dict(manifest["config"]),
             progress=None if progress is None else Progress.from_dict(progress),
@@ -149,7 +165,7 @@ def read_manifest(data: bytes, *, key: bytes = b"") -> dict[str, Any]:
         key: The key it was written with.
 
     Returns:
-        The manifest: fingerprints, config, mode, ratios, segments, progress, dtype, layers, slots.
+        The manifest: fingerprints, config, mode, ratios, segments, progress, dtype, quantisation, layers, slots.
 
     Raises:
         CorruptGistError: If the file is not whole, was altered or has an unknown version.
@@ -187,13 +203,6 @@ def check_match(manifest: dict[str, Any], expected: Expected) -> None:
             )
 
 
-def _in_order(keys: tuple[Any, ...], values: tuple[Any, ...]) -> dict[str, torch.Tensor]:
-    pairs = zip(keys, values, strict=True)
-    return {
-        f"{kind}.{layer}": pair[kind == "values"] for layer, pair in enumerate(pairs) for kind in ("keys", "values")
-    }
-
-
 def _open(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Check a file as a whole; return its table of tensors, its manifest and where the tensors begin."""
     size = int.from_bytes(data[:8], "little")
@@ -213,36 +222,46 @@ def _open(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, Any], int]
     return header, manifest if version == FORMAT else UPGRADES[version](manifest), 8 + size
 
 
-def _tensors(header: dict[str, Any], manifest: dict[str, Any], data: bytearray) -> list[torch.Tensor]:
-    """Make the tensors; their table must be as `encode` writes it: layers in order, side by side, to the last byte."""
-    dtype, slots = _TORCH_DTYPES.get(str(manifest.get("dtype"))), manifest.get("slots")
-    names = [name for layer in range(len(header) // 2) for name in (f"keys.{layer}", f"values.{layer}")]
-    if dtype is None or not names or list(header) != names or 2 * manifest["layers"] != len(names):
+def _layers(
+    header: dict[str, Any], manifest: dict[str, Any], data: bytearray
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Make keys and values; the table must be as `encode` writes it, to the last byte."""
+    dtype, quantisation = manifest["dtype"], manifest["quantisation"]
+    stored = dtype if quantisation is None else check_kind(quantisation["kind"])
+    layers, slots = manifest["layers"], manifest["slots"]
+    if dtype not in _TORCH_DTYPES or type(layers) is not int or type(slots) is not int or not 0 < layers <= len(header):
+        raise CorruptGistError(_damaged(f"{len(header)} tensors of {dtype!r} for {layers!r} layers of {slots!r} slots"))
+    shapes = [header[f"keys.{layer}{'' if quantisation is None else '.grid'}"]["shape"] for layer in range(layers)]
+    if not all(map(_is_shape, shapes)) or not 0 <= slots < _MAX_SIZE:
+        raise CorruptGistError(_damaged(f"layers of shapes {shapes} with {slots} slots"))
+    table = tensor_table([(shape[1], shape[3]) for shape in shapes], slots, stored)
+    # Compared as text: in Python 1 == 1.0 == True, and dictionaries are equal in any order.
+    for found, wanted in zip(header.items(), table.items(), strict=False):
+        if json.dumps(found) != json.dumps(wanted):
+            raise CorruptGistError(_damaged(f"tensor {found} stands where {wanted} must be"))
+    stop = list(table.values())[-1]["data_offsets"][1]
+    if len(header) != len(table) or len(data) != stop:
         raise CorruptGistError(
-            _damaged(f"{len(header)} tensors of {manifest.get('dtype')!r} for {manifest.get('layers')!r} layers")
+            _damaged(f"{len(header)} tensors of {len(data)} bytes, not {len(table)} tensors of {stop} bytes")
         )
-    tensors = []
-    stop = 0
-    for name, entry in header.items():
-        shape = entry.get("shape")
-        if not _is_shape(shape, slots):
-            raise CorruptGistError(_damaged(f"{name} has shape {shape!r}, not (1, kv_heads, {slots!r}, head_dim)"))
-        count, start = math.prod(shape), stop
-        stop += count * dtype.itemsize
-        if entry != {"dtype": manifest["dtype"], "shape": shape, "data_offsets": [start, stop]} or stop > len(data):
-            raise CorruptGistError(_damaged(f"{name} does not lie at bytes {start} to {stop} of {len(data)}"))
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
-        tensors.append(flat.view(shape))
-    if stop != len(data):
-        raise CorruptGistError(_damaged(f"{len(data) - stop} bytes belong to no tensor"))
-    return tensors
+    tensors = {name: _tensor(data, entry) for name, entry in table.items()}
+    if quantisation is not None:
+        if not all(tensor.isfinite().all() for name, tensor in tensors.items() if name.endswith("grid")):
+            raise CorruptGistError(_damaged("a grid holds numbers that are not finite"))
+        return Quantised(stored, tensors).restore(_TORCH_DTYPES[dtype])
+    keys, values = (tuple(tensors[f"{part}.{layer}"] for layer in range(layers)) for part in ("keys", "values"))
+    return keys, values
 
 
-def _is_shape(shape: Any, slots: Any) -> bool:
+def _is_shape(shape: Any) -> bool:
     whole = isinstance(shape, list) and len(shape) == 4 and all(type(size) is int for size in shape)
-    return (
-        whole and shape[0] == 1 and shape[2] == slots and min(shape[1], slots + 1, shape[3]) > 0 and max(shape) < 2**31
-    )
+    return whole and min(shape[1], shape[3]) > 0 and max(shape) < _MAX_SIZE
+
+
+def _tensor(data: bytearray, entry: dict[str, Any]) -> torch.Tensor:
+    dtype, start, count = _TORCH_DTYPES[entry["dtype"]], entry["data_offsets"][0], math.prod(entry["shape"])
+    flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
+    return flat.view(entry["shape"])
 
 
 def _segment(*values: Any) -> Segment:

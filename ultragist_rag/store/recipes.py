@@ -50,13 +50,17 @@ class Compressor(Protocol):
         """Condense texts into memories, one each, at one ratio or at a ratio for each."""
 
 
-def recipe_for(engine: Compressor, ratio: int | None = None, joint: bool = False) -> Recipe:
+def recipe_for(
+    engine: Compressor, ratio: int | None = None, joint: bool = False, *, dtype: str | None = None, verbatim: str = ""
+) -> Recipe:
     """Return the recipe of what an engine would make of a text.
 
     Args:
         engine: The engine.
         ratio: Raw tokens per gist token; None for the ratio of its config.
         joint: Whether the memory would be a stream of its own.
+        dtype: `int8` or `int4` if it is going to be quantised; None for the number format of the model.
+        verbatim: Name of the policy that keeps spans raw; empty for none.
 
     Returns:
         The recipe.
@@ -67,16 +71,18 @@ def recipe_for(engine: Compressor, ratio: int | None = None, joint: bool = False
         config=engine.config.to_dict(),
         ratios=(engine.config.ratio if ratio is None else ratio,),
         mode="joint" if joint else "independent",
-        dtype=_name(engine.model.dtype),
+        verbatim=verbatim,
+        dtype=dtype or _name(engine.model.dtype),
     )
 
 
-def recipe_of(memory: GistMemory, ratio: int | None = None) -> Recipe:
+def recipe_of(memory: GistMemory, ratio: int | None = None, *, dtype: str | None = None) -> Recipe:
     """Return the recipe of a memory.
 
     Args:
         memory: The memory.
         ratio: The ratio it was asked for; None to read it from its segments.
+        dtype: `int8` or `int4` if it is going to be quantised; None for its own number format.
 
     Returns:
         The recipe. Its ratio plan is one number wherever one ratio makes this memory of its text.
@@ -87,7 +93,7 @@ def recipe_of(memory: GistMemory, ratio: int | None = None) -> Recipe:
         config=memory.config.to_dict(),
         ratios=_plan(memory) if ratio is None else (ratio,),
         mode=("joint" if memory.joint else "independent") + ("+raw" if memory.n_raw_tail else ""),
-        dtype=_name(memory.dtype),
+        dtype=dtype or _name(memory.dtype),
     )
 
 
@@ -99,8 +105,8 @@ def expected_by(engine: Compressor | None, name: str) -> Expected:
 
 
 def can_repeat(recipe: Recipe) -> bool:
-    """Say whether `repeat` can make the memory of a recipe again: one ratio, nothing kept raw."""
-    return len(recipe.ratios) == 1 and recipe.mode in ("independent", "joint") and not recipe.verbatim
+    """Say whether `repeat` can make the memory of a recipe again: one ratio, no raw tail, a policy with a name."""
+    return len(recipe.ratios) == 1 and recipe.mode in ("independent", "joint") and recipe.verbatim != "custom"
 
 
 def check_recipe(recipe: Recipe, engine: Compressor) -> None:
@@ -118,29 +124,31 @@ def check_recipe(recipe: Recipe, engine: Compressor) -> None:
 
 
 def repeat(engine: Compressor, records: Sequence[SourceRecord]) -> list[GistMemory]:
-    """Make memories again from their source records, all of one mode in one batch.
+    """Make memories again from their source records, all of one mode and policy in one batch.
 
     Args:
         engine: The engine that made them the first time.
-        records: Source records whose recipes `can_repeat`.
+        records: Source records whose recipes `can_repeat`; policies of verbatim spans are passed on by name.
 
     Returns:
-        Sealed memories, in order.
+        Sealed memories, in order, not quantised yet: `quantise.as_stored` tells how they will be read.
 
     Raises:
         MemoryMismatchError: If a memory was made with another model, tokenizer or config.
     """
-    batches: dict[str, list[int]] = {}
+    batches: dict[tuple[str, str], list[int]] = {}
     for index, record in enumerate(records):
         check_recipe(record.recipe, engine)
-        batches.setdefault(record.recipe.mode, []).append(index)
+        batches.setdefault((record.recipe.mode, record.recipe.verbatim), []).append(index)
     made: dict[int, GistMemory] = {}
-    for mode, rows in batches.items():
+    for (mode, verbatim), rows in batches.items():
         ratios = [records[row].recipe.ratios[0] for row in rows]
-        ratio = ratios[0] if len(set(ratios)) == 1 else ratios
-        memories = engine.compress([records[row].text for row in rows], ratio=ratio, joint=mode == "joint")
-        for row, memory in zip(rows, memories, strict=True):
-            made[row] = memory.seal().to(getattr(torch, records[row].recipe.dtype))
+        settings: dict[str, Any] = {"ratio": ratios[0] if len(set(ratios)) == 1 else ratios, "joint": mode == "joint"}
+        if verbatim:
+            settings["verbatim"] = verbatim
+        for row, memory in zip(rows, engine.compress([records[row].text for row in rows], **settings), strict=True):
+            recipe = records[row].recipe
+            made[row] = memory.seal() if recipe.quantise else memory.seal().to(getattr(torch, recipe.dtype))
     return [made[row] for row in range(len(records))]
 
 

@@ -1,9 +1,9 @@
 """Markers: how a memory travels through frameworks that carry only text.
 
 Is        ids (HMAC over everything that determines a memory) and the words that carry them, `ultragist0...0`.
-Flow      config -> [refs] -> store. Imports no torch.
+Flow      config, sizing -> [refs] -> store. Imports no torch.
 Paper     none: the marker alphabet was chosen by trying what text pipelines leave alone.
-Change    the form of a marker; what an id depends on (raise FORMAT: every id changes with it).
+Change    the form of a marker; what an id depends on (raise ID_FORMAT: every id changes with it).
 Not here  where the secret comes from -> keys.py; what lies under an id -> codec.py, source.py.
 Holds     an id is a function of secret, namespace, recipe and text, and cannot be computed without the secret.
 """
@@ -19,8 +19,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ultragist_rag.sizing import KINDS, Kind
+
 __all__ = [
     "FORMAT",
+    "ID_FORMAT",
     "Recipe",
     "Ref",
     "find_broken",
@@ -32,8 +35,11 @@ __all__ = [
     "to_marker",
 ]
 
-FORMAT = 1
-"""Version of the file formats and of the record that ids are made of. Stores read this one and the one before."""
+FORMAT = 2
+"""Version of the file formats. Stores read this one and the one before."""
+
+ID_FORMAT = 1
+"""Version of the record that ids are made of. Ids outlive file formats: what was stored before is still found."""
 
 _HEAD = "ultragist0"
 _MARKER = re.compile(_HEAD + "([a-z2-7]{26})0", re.IGNORECASE | re.ASCII)
@@ -89,7 +95,7 @@ class Recipe:
         ratios: Ratio plan: one ratio for all gists, or the ratios of the segments in order.
         mode: `independent` or `joint`, with `+raw` where the newest tokens are kept raw.
         verbatim: Name of the policy that keeps spans raw; empty for none.
-        dtype: Number format of the stored tensors, for instance `bfloat16`.
+        dtype: Number format of the stored tensors, for instance `bfloat16`; `int8` or `int4` if quantised.
     """
 
     model: str
@@ -99,6 +105,11 @@ class Recipe:
     mode: str = "independent"
     verbatim: str = ""
     dtype: str = "float32"
+
+    @property
+    def quantise(self) -> Kind | None:
+        """How the memory is quantised in its file; None if it is not."""
+        return next((kind for kind in KINDS if kind == self.dtype), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` is the exact inverse."""
@@ -131,7 +142,7 @@ def identify(key: bytes, namespace: str, recipe: Recipe, text: str) -> str:
         26
     """
     fields = (
-        str(FORMAT),
+        str(ID_FORMAT),
         namespace,
         recipe.model,
         recipe.tokenizer,
