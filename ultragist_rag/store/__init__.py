@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ultragist_rag.store.quantise import QuantisationReport, quantisation_report
     from ultragist_rag.store.records import Records
     from ultragist_rag.store.refs import neutralise, to_marker
     from ultragist_rag.store.refs import parse as parse_marker
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "GistStore": "store.GistStore",
     "MarkerScope": "scope.MarkerScope",
+    "QuantisationReport": "quantise.QuantisationReport",
     "Records": "records.Records",
     "SourceRecord": "source.SourceRecord",
     "StoreProgress": "reports.StoreProgress",
@@ -24,12 +26,14 @@ _HOMES = {
     "marker_scope": "scope.marker_scope",
     "neutralise": "refs.neutralise",
     "parse_marker": "refs.parse",
+    "quantisation_report": "quantise.quantisation_report",
     "to_marker": "refs.to_marker",
 }
 
 __all__ = [
     "GistStore",
     "MarkerScope",
+    "QuantisationReport",
     "Records",
     "SourceRecord",
     "StoreProgress",
@@ -37,6 +41,7 @@ __all__ = [
     "marker_scope",
     "neutralise",
     "parse_marker",
+    "quantisation_report",
     "to_marker",
 ]
 

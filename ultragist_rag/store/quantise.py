@@ -124,7 +124,7 @@ def quantise(memory: GistMemory, kind: str) -> Quantised:
         >>> from ultragist_rag.testing import tiny_engine
         >>> memory = tiny_engine(window=8, ratio=4).compress(torch.arange(3, 23)[None])
         >>> memory.nbytes, quantise(memory, "int8").nbytes, quantise(memory, "int4").nbytes
-        (2560, 1152, 832)
+        (3840, 1464, 984)
     """
     checked = check_kind(kind)
     grids: dict[str, Tensor] = {}
