@@ -9,6 +9,7 @@ Holds     wrong input ends with one line on stderr and exit code 2; answers go t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -176,23 +177,32 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     corpus: Annotated[Path, typer.Option("--corpus", help="Folder of profiles.")] = DEMO_FOLDER,
     questions: Annotated[Path, typer.Option("--questions", help="Their questions.")] = CORPUS_QUESTIONS,
     limit: Annotated[int | None, typer.Option("--limit", help="Questions of each set, spread evenly.", min=1)] = None,
+    quantise: Annotated[
+        str | None,
+        typer.Option("--quantise", help="'int8,int4': compare memories stored so with bfloat16, at ratio 4."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for the rows as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure answers about held-out countries: full text, memories at every ratio, composed and joint, no document."""
-    from ultragist_rag.evaluation.report import evaluate_model, table, write_rows
-
-    rows = evaluate_model(model, base, data, (corpus, questions), limit)
-    if output is not None:
-        write_rows(rows, output)
-    if as_json:
-        from ultragist_rag.console import print_json
-
-        print_json([row.to_dict() for row in rows])
-        return
     from rich.console import Console
 
-    Console(width=TABLE_WIDTH).print(table(rows))
+    from ultragist_rag.console import print_json
+    from ultragist_rag.evaluation import quantised, report
+
+    rows: Sequence[report.Row | quantised.QuantisedRow]
+    if quantise is None:
+        rows = measured = report.evaluate_model(model, base, data, (corpus, questions), limit)
+        table = report.table(measured)
+    else:
+        rows = compared = quantised.evaluate_quantised(model, data, (corpus, questions), quantise.split(","), limit)
+        table = quantised.quantised_table(compared)
+    if output is not None:
+        report.write_rows(rows, output)
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+    else:
+        Console(width=TABLE_WIDTH).print(table)
 
 
 def _parse_ratio(ratio: str) -> int | None:

@@ -1,14 +1,14 @@
 """Answer cases from the full text, from memories, or from nothing.
 
 Is        one function for each way to show the documents to the model; batches through the front door.
-Flow      heldout, engine -> [answering] -> report.
+Flow      heldout, engine -> [answering] -> report, quantised.
 Change    how a prompt is laid out, which methods there are.
 Holds     all methods ask the same questions in the same words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -41,11 +41,15 @@ def predict(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
     with tqdm(total=len(cases), desc=name, unit="question") as bar:
         for start in range(0, len(cases), batch):
             part = cases[start : start + batch]
-            prompts = lay_out(engine, part, ratio)
-            settings: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False, "stop": ["\n"]}
-            answers += [text.strip() for text in engine.generate(prompts, **settings)]
+            answers += read(engine, lay_out(engine, part, ratio))
             bar.update(len(part))
     return answers
+
+
+def read(engine: UltraGist, prompts: Sequence[Pieces]) -> list[str]:
+    """One line of answer for each prompt, without surrounding blanks."""
+    settings: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False, "stop": ["\n"]}
+    return [text.strip() for text in engine.generate(list(prompts), **settings)]
 
 
 def _question(case: Case) -> str:
@@ -61,8 +65,17 @@ def _closed(_engine: UltraGist, cases: Sequence[Case], _ratio: int | None) -> li
 
 
 def _composed(engine: UltraGist, cases: Sequence[Case], ratio: int | None) -> list[Pieces]:
+    return compose(cases, compress_documents(engine, cases, ratio))
+
+
+def compress_documents(engine: UltraGist, cases: Sequence[Case], ratio: int | None) -> dict[str, GistMemory]:
+    """The memory of each different document of some cases."""
     documents = list(dict.fromkeys(document for case in cases for document in case.documents))
-    memories = dict(zip(documents, engine.compress(documents, ratio=ratio), strict=True))
+    return dict(zip(documents, engine.compress(documents, ratio=ratio), strict=True))
+
+
+def compose(cases: Sequence[Case], memories: Mapping[str, GistMemory]) -> list[Pieces]:
+    """Prompts with a memory for each document, then the question."""
     prompts: list[Pieces] = []
     for case in cases:
         pieces: Pieces = []

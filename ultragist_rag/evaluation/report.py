@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from rich.table import Table
@@ -95,16 +96,22 @@ def evaluate_model(
     Returns:
         The rows of all sets.
     """
-    sets = {"corpus": corpus_cases(*corpus)}
-    if data is not None:
-        sets["factbook"] = factbook_cases(data)
+    sets = case_sets(data, corpus, limit)
     engine = UltraGist.from_pretrained(model)
     before = None
     if base is not None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*untrained.*")
             before = UltraGist.from_pretrained(base)
-    return [row for name, cases in sets.items() for row in measure(name, spread(cases, limit), engine, before)]
+    return [row for name, cases in sets.items() for row in measure(name, cases, engine, before)]
+
+
+def case_sets(data: Path | None, corpus: tuple[Path, Path], limit: int | None = None) -> dict[str, list[Case]]:
+    """The example corpus and, with a data folder, the factbook; at most `limit` questions of each, spread evenly."""
+    sets = {"corpus": corpus_cases(*corpus)}
+    if data is not None:
+        sets["factbook"] = factbook_cases(data)
+    return {name: spread(cases, limit) for name, cases in sets.items()}
 
 
 def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
@@ -113,7 +120,11 @@ def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
     return [cases[index * len(cases) // count] for index in range(count)]
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
+class _Writable(Protocol):
+    def to_dict(self) -> dict[str, object]: ...
+
+
+def write_rows(rows: Sequence[_Writable], path: Path) -> None:
     """Write rows as JSON, with the versions they were measured with."""
     record = {"versions": versions(), "rows": [row.to_dict() for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,14 +149,15 @@ def table(rows: Sequence[Row]) -> Table:
             row.task,
             row.method,
             "" if row.ratio is None else str(row.ratio),
-            _interval(row.exact_match),
-            _interval(row.retention),
+            interval(row.exact_match),
+            interval(row.retention),
             f"{row.heldout_wording:.3f}",
             str(row.questions),
         )
     return out
 
 
-def _interval(values: tuple[float, float, float]) -> str:
+def interval(values: tuple[float, float, float]) -> str:
+    """A value with its interval, for a table."""
     value, low, high = values
     return f"{value:.3f} ({low:.3f}-{high:.3f})"
