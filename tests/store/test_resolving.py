@@ -32,7 +32,7 @@ def reads(monkeypatch):
     """The ids of memories that were read."""
     made = []
     real = Shelf.memory
-    monkeypatch.setattr(Shelf, "memory", lambda self, name, expected: made.append(name) or real(self, name, expected))
+    monkeypatch.setattr(Shelf, "memory", lambda self, name, *others: made.append(name) or real(self, name, *others))
     return made
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ultragist_rag.store.records import Records
     from ultragist_rag.store.refs import neutralise, to_marker
     from ultragist_rag.store.refs import parse as parse_marker
-    from ultragist_rag.store.reports import StoreProgress, StoreStats
+    from ultragist_rag.store.reports import Rotation, StoreProgress, StoreStats, TierStats
     from ultragist_rag.store.scope import MarkerScope, marker_scope
     from ultragist_rag.store.source import SourceRecord
     from ultragist_rag.store.store import GistStore
@@ -20,9 +20,11 @@ _HOMES = {
     "MarkerScope": "scope.MarkerScope",
     "QuantisationReport": "quantise.QuantisationReport",
     "Records": "records.Records",
+    "Rotation": "reports.Rotation",
     "SourceRecord": "source.SourceRecord",
     "StoreProgress": "reports.StoreProgress",
     "StoreStats": "reports.StoreStats",
+    "TierStats": "reports.TierStats",
     "marker_scope": "scope.marker_scope",
     "neutralise": "refs.neutralise",
     "parse_marker": "refs.parse",
@@ -35,9 +37,11 @@ __all__ = [
     "MarkerScope",
     "QuantisationReport",
     "Records",
+    "Rotation",
     "SourceRecord",
     "StoreProgress",
     "StoreStats",
+    "TierStats",
     "marker_scope",
     "neutralise",
     "parse_marker",

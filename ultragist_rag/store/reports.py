@@ -1,6 +1,6 @@
-"""What a store tells about itself: progress of a long call, and counts.
+"""What a store tells about itself: progress of a long call, counts, what became of ids.
 
-Is        two frozen records.
+Is        frozen records.
 Flow      [reports] -> store.
 Change    what is counted.
 Holds     counts and sizes only, never text.
@@ -8,9 +8,10 @@ Holds     counts and sizes only, never text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-__all__ = ["StoreProgress", "StoreStats"]
+__all__ = ["Rotation", "StoreProgress", "StoreStats", "TierStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,23 @@ class StoreProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class TierStats:
+    """Counts of the decoded memories in RAM or on the GPU.
+
+    Attributes:
+        n_memories: Memories there.
+        n_bytes: Bytes of their keys and values.
+        max_bytes: The bound.
+        n_hits: How often one of them was served.
+    """
+
+    n_memories: int
+    n_bytes: int
+    max_bytes: int
+    n_hits: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStats:
     """Counts of a store.
 
@@ -39,9 +57,11 @@ class StoreStats:
         n_bytes: Bytes of all three.
         n_total_bytes: Bytes of all namespaces.
         max_bytes: Bound on `n_total_bytes`; None for none.
+        quota: Bound on `n_bytes`; None for none.
         n_hits: Memories read or found through this object.
         n_misses: Memories it did not find.
         n_evicted: Memories and source records it evicted.
+        tiers: Counts of the decoded memories, by `ram` and `gpu`.
     """
 
     n_memories: int
@@ -50,6 +70,30 @@ class StoreStats:
     n_bytes: int
     n_total_bytes: int
     max_bytes: int | None
+    quota: int | None
     n_hits: int
     n_misses: int
     n_evicted: int
+    tiers: Mapping[str, TierStats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What became of the memories of a store that were given new ids.
+
+    Attributes:
+        markers: New marker by old one, of all that has a source record; memories that were evicted are among them.
+        without_source: Old markers of memories without one: there is no text to sign a new id for.
+        damaged: Old markers of files that are not whole.
+        n_records: Documents of users that moved along.
+    """
+
+    markers: Mapping[str, str]
+    without_source: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    n_records: int = 0
+
+    @property
+    def n_without_source(self) -> int:
+        """Number of memories without a source record."""
+        return len(self.without_source)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from ultragist_rag.errors import ContextOverflowError, GistNotFoundError, InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import refs
+from ultragist_rag.store.quantise import as_stored
 from ultragist_rag.store.recipes import BATCH, Compressor, can_repeat, expected_by, repeat
 from ultragist_rag.store.scope import current_scope
 from ultragist_rag.store.shelf import Shelf
@@ -152,10 +153,11 @@ def load(
     """
     wanted = list(names)
     budget = _Budget(len(wanted), max_slots)
+    device = getattr(getattr(engine, "model", None), "device", None)
     memories: dict[str, GistMemory] = {}
     missing: list[SourceRecord] = []
     for name in wanted:
-        memory = shelf.memory(name, expected_by(engine, name))
+        memory = shelf.memory(name, expected_by(engine, name), device)
         if memory is not None:
             memories[name] = budget.add(memory)
             continue
@@ -166,7 +168,7 @@ def load(
             batch = missing[start : start + BATCH]
             for record, memory in zip(batch, repeat(engine, batch), strict=True):
                 shelf.save(memory, record, keep_source=True)
-                memories[record.name] = budget.add(memory)
+                memories[record.name] = budget.add(as_stored(memory, record.recipe.quantise))
     return memories, len(missing)
 
 

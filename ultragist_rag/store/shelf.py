@@ -1,7 +1,7 @@
 """Shelf: the part of a byte store that belongs to one namespace and one secret.
 
 Is        memories and source records under their ids, sealed with the namespace's key.
-Flow      codec, refs, source, keys, base -> [shelf] -> store.
+Flow      codec, refs, source, keys, base, tiers -> [shelf] -> store.
 Change    which files stand for a document.
 Not here  what callers ask for -> store.py; bytes on disk -> disk.py.
 Holds     a memory whose source is kept is never there without it; another secret or namespace is another shelf;
@@ -15,12 +15,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import torch
+
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import codec, refs, source
 from ultragist_rag.store.base import GIST, RECORD, SOURCE, ByteStore
 from ultragist_rag.store.keys import Keys
 from ultragist_rag.store.seal import N_HEAD, stored_at
 from ultragist_rag.store.source import SourceRecord
+from ultragist_rag.store.tiers import Kept, Tiers
 
 __all__ = ["Shelf"]
 
@@ -37,10 +40,12 @@ class Shelf:
         secret: bytes,
         ttl: int | float | None = None,
         quota: int | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self.place = place
         self.ttl = ttl
         self.quota = quota
+        self.tiers = tiers or Tiers()
         self.namespace = namespace
         self.keys = Keys(secret, namespace)
         readable = re.sub("[^a-z0-9]+", "-", namespace.lower())[:40].strip("-") or "ns"
@@ -53,7 +58,8 @@ class Shelf:
     def save(self, memory: GistMemory, record: SourceRecord, keep_source: bool) -> None:
         """Store a memory and, if asked, its source record: both or none. A record that was stored keeps its time."""
         record = replace(record, stored=record.stored or round(_now(), 3))
-        data = codec.encode(memory, key=self.keys.files, name=record.name, stored=record.stored)
+        quantise = record.recipe.quantise
+        data = codec.encode(memory, key=self.keys.files, name=record.name, stored=record.stored, quantise=quantise)
         items = {self._key(record.name, GIST): data}
         if keep_source:
             items = {self._key(record.name, SOURCE): source.encode(record, self.keys.files), **items}
@@ -61,16 +67,46 @@ class Shelf:
 
     def put(self, items: Mapping[str, bytes]) -> None:
         """Store files, all or none, within the quota of the namespace."""
-        if self.quota is None:
-            self.place.put(items)
-        else:
-            self.place.put(items, quota=self.quota)
+        self.place.put(items, quota=self.quota)
 
-    def memory(self, name: str, expected: codec.Expected) -> GistMemory | None:
-        """Read a memory; None if there is none."""
+    def memory(self, name: str, expected: codec.Expected, device: torch.device | None = None) -> GistMemory | None:
+        """Read a memory, from a tier if the file it was read from is still there; None if there is none.
+
+        Args:
+            name: Its id.
+            expected: What it must belong to.
+            device: Where the engine is that is going to read it.
+
+        Returns:
+            The memory, on the CPU unless the GPU tier holds it for that engine.
+
+        Raises:
+            CorruptGistError: If its file is damaged.
+            MemoryMismatchError: If it was made with another model, tokenizer or config than expected.
+        """
         self._sweep(name)
+        return self._kept(name, expected, device) or self._read(name, expected, device)
+
+    def _kept(self, name: str, expected: codec.Expected, device: torch.device | None) -> GistMemory | None:
+        kept = self.tiers.find(name)
+        if kept is None:
+            return None
+        key = self._key(name, GIST)
+        head = self.place.get(key) if kept.is_due else self.place.head(key, N_HEAD)
+        if head is None or head[:N_HEAD] != kept.head:
+            self.tiers.discard(name)
+            return None
+        found, config = kept.memory, kept.memory.config.to_dict()
+        names = {"name": name, "model": found.fingerprint, "tokenizer": found.tokenizer_fingerprint}
+        codec.check_match({**names, "config": config}, expected)
+        return self.tiers.use(name, kept, device)
+
+    def _read(self, name: str, expected: codec.Expected, device: torch.device | None) -> GistMemory | None:
         data = self.place.get(self._key(name, GIST))
-        return None if data is None else codec.decode(data, key=self.keys.files, expected=expected)
+        if data is None:
+            return None
+        memory = codec.decode(data, key=self.keys.files, expected=expected)
+        return self.tiers.add(name, Kept(memory, data[:N_HEAD]), device)
 
     def source(self, name: str) -> SourceRecord | None:
         """Read a source record; None if there is none."""
@@ -84,7 +120,8 @@ class Shelf:
         return self.place.contains(self._key(name, GIST))
 
     def delete(self, name: str) -> bool:
-        """Remove a memory and its source record; say whether there was anything."""
+        """Remove a memory and its source record, wherever they are; say whether there was anything."""
+        self.tiers.discard(name)
         return self.place.delete((self._key(name, GIST), self._key(name, SOURCE))) > 0
 
     def names(self) -> Iterator[str]:

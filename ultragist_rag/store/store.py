@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.sizing import Kind
 from ultragist_rag.store import codec, refs
 from ultragist_rag.store.base import GIST, RECORD, SOURCE, open_bytes
 from ultragist_rag.store.filling import fill
 from ultragist_rag.store.keys import find_secret
+from ultragist_rag.store.quantise import check_kind
 from ultragist_rag.store.reading import StoreReader
 from ultragist_rag.store.recipes import Compressor, recipe_for, recipe_of
 from ultragist_rag.store.records import Records
@@ -32,38 +35,56 @@ from ultragist_rag.store.resolving import check_lists
 from ultragist_rag.store.scope import hand_out
 from ultragist_rag.store.shelf import Shelf
 from ultragist_rag.store.source import SourceRecord
+from ultragist_rag.store.tiers import Tiers
 
 __all__ = ["GistStore"]
+
+Quantise = Kind | Literal["none"]
 
 
 class GistStore(StoreReader):
     """Memories and their source records, of one namespace. Threads and processes may share a store."""
 
-    def __init__(self, shelf: Shelf, *, keep_source: bool = True) -> None:
+    def __init__(self, shelf: Shelf, *, keep_source: bool = True, quantise: Kind | None = None) -> None:
         super().__init__(shelf)
         self.keep_source = keep_source
+        self.quantise = quantise
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - one argument per setting of a store
         cls,
-        url: str | os.PathLike[str],
+        url: Any,
         namespace: str = "default",
         secret: str | bytes | None = None,
         max_bytes: int | None = None,
         *,
         keep_source: bool = True,
         ttl: int | float | None = None,
+        quota: int | None = None,
+        quantise: Kind | None = None,
+        ram_bytes: int = 0,
+        gpu_bytes: int = 0,
+        device: str | torch.device | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> GistStore:
         """Open a store.
 
         Args:
-            url: A folder, `memory://` (this process, a new one each time) or `memory://name` (one for that name).
+            url: A folder, `memory://` (this process, a new one each time), `memory://name` (one for that name),
+                `redis://host:port/db`, any URL that fsspec knows (`s3://bucket/prefix`), or a LangChain `ByteStore`.
             namespace: Name of the tenant; its memories cannot be found from any other namespace.
             secret: What ids are signed with. None takes the environment variable ULTRAGIST_SECRET; else a secret of
-                this process for `memory://` and a key file in the user's config folder for a folder.
+                this process for `memory://` and a key file in the user's config folder for a folder. What is reached
+                over a network needs one.
             max_bytes: Bound on the bytes of all namespaces together; what was not used for longest goes first.
             keep_source: Whether texts are kept beside their memories, so that these can be made again.
             ttl: Seconds after `put` when memory and source record count as gone, and are removed when met; None never.
+            quota: Bound on the bytes of this namespace; to keep to it, only what is in the namespace goes.
+            quantise: `int8` or `int4` to store memories in fewer bits; None for their own number format.
+            ram_bytes: Bound on the decoded memories that are kept in RAM.
+            gpu_bytes: Bound on the memories that are kept on the GPU.
+            device: Where the GPU's memories lie; None for wherever the engine is that asks for one.
+            options: What else the client of a remote place wants to know.
 
         Returns:
             The store.
@@ -81,8 +102,13 @@ class GistStore(StoreReader):
             raise InputError(f"namespace is {namespace!r}, but must be a name.")
         if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < math.inf):
             raise InputError(f"ttl is {ttl!r}, but must be a number of seconds above 0, or None for no limit.")
-        place = open_bytes(url, max_bytes)
-        return cls(Shelf(place, namespace, find_secret(secret, place.secret_source), ttl), keep_source=keep_source)
+        if quota is not None and (isinstance(quota, bool) or not isinstance(quota, int) or quota < 1):
+            raise InputError(f"quota is {quota!r}, but must be a number of bytes above 0, or None for no bound.")
+        kind = None if quantise is None else check_kind(quantise)
+        tiers = Tiers(ram_bytes, gpu_bytes, device)
+        place = open_bytes(url, max_bytes, **(options or {}))
+        shelf = Shelf(place, namespace, find_secret(secret, place.secret_source), ttl, quota, tiers)
+        return cls(shelf, keep_source=keep_source, quantise=kind)
 
     @cached_property
     def records(self) -> Records:
@@ -97,6 +123,7 @@ class GistStore(StoreReader):
         metadata: Mapping[str, Any] | None = None,
         ratio: int | None = None,
         keep_source: bool | None = None,
+        quantise: Quantise | None = None,
     ) -> str:
         """Store a memory.
 
@@ -106,15 +133,16 @@ class GistStore(StoreReader):
             metadata: JSON values to keep beside the text.
             ratio: The ratio that was asked for, if its segments do not tell.
             keep_source: Whether to keep text and metadata; None for the store's own setting.
+            quantise: `int8`, `int4`, or `none` to store it bit by bit; None for the store's own setting.
 
         Returns:
             The marker that stands for the memory in texts. The same memory of the same text always gets the same one.
 
         Raises:
-            InputError: If the metadata cannot be stored as JSON.
+            InputError: If the metadata cannot be stored as JSON, or the memory cannot be quantised.
             StoreError: If it does not fit, or the place cannot be written.
         """
-        recipe = recipe_of(memory, ratio)
+        recipe = recipe_of(memory, ratio, dtype=self._kind(quantise))
         if text is None:
             recipe = replace(recipe, mode=f"{recipe.mode}+tokens")
         name = self._shelf.identify(recipe, hashlib.sha256(codec.encode(memory)).hexdigest() if text is None else text)
@@ -128,7 +156,16 @@ class GistStore(StoreReader):
         name = refs.parse(marker)
         return name is not None and self._shelf.delete(name)
 
-    def find(self, text: str, engine: Compressor, ratio: int | None = None, *, joint: bool = False) -> str | None:
+    def find(
+        self,
+        text: str,
+        engine: Compressor,
+        ratio: int | None = None,
+        *,
+        joint: bool = False,
+        quantise: Quantise | None = None,
+        verbatim: str | None = None,
+    ) -> str | None:
         """Say whether what an engine would make of a text is stored already.
 
         Args:
@@ -136,22 +173,27 @@ class GistStore(StoreReader):
             engine: The engine.
             ratio: Raw tokens per gist token; None for the ratio of its config.
             joint: Whether the memory is a stream of its own.
+            quantise: As for `put`.
+            verbatim: Name of the policy that keeps spans raw; None for none.
 
         Returns:
             The marker, or None if there is no such memory.
         """
-        name = self._shelf.identify(recipe_for(engine, ratio, joint), text)
+        recipe = recipe_for(engine, ratio, joint, dtype=self._kind(quantise), verbatim=verbatim or "")
+        name = self._shelf.identify(recipe, text)
         found = self._shelf.has(name)
         self._count(hits=int(found), misses=int(not found))
         return hand_out(name) if found else None
 
-    def get_or_compress(
+    def get_or_compress(  # noqa: PLR0913 - one argument per choice, as for find
         self,
         engine: Compressor,
         texts: Sequence[str],
         *,
         ratio: int | Sequence[int] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        quantise: Quantise | None = None,
+        verbatim: str | None = None,
         progress: Callable[[StoreProgress], object] | None = None,
     ) -> list[str]:
         """Return the markers of texts, compressing what is not stored yet.
@@ -161,6 +203,8 @@ class GistStore(StoreReader):
             texts: Documents.
             ratio: Raw tokens per gist token, one for all texts or one for each; None for the ratio of its config.
             metadata: JSON values to keep beside each text.
+            quantise: As for `put`.
+            verbatim: Name of the policy that keeps spans raw; None for none.
             progress: Called after the look-up, and after each batch.
 
         Returns:
@@ -172,7 +216,8 @@ class GistStore(StoreReader):
         """
         ratios = list(ratio) if isinstance(ratio, Sequence) else [ratio] * len(texts)
         check_lists(texts, metadata=metadata, ratios=ratios)
-        recipes = {one: recipe_for(engine, one) for one in set(ratios)}
+        settings: dict[str, Any] = {"dtype": self._kind(quantise), "verbatim": verbatim or ""}
+        recipes = {one: recipe_for(engine, one, **settings) for one in set(ratios)}
         records = [
             SourceRecord(name=self._shelf.identify(recipes[one], text), text=text, recipe=recipes[one], metadata=note)
             for text, one, note in zip(texts, ratios, metadata or [{}] * len(texts), strict=True)
@@ -193,7 +238,15 @@ class GistStore(StoreReader):
             n_bytes=sum(size for _, size in sizes),
             n_total_bytes=usage.n_bytes,
             max_bytes=usage.max_bytes,
+            quota=self._shelf.quota,
             n_hits=self._n_hits,
             n_misses=self._n_misses,
             n_evicted=usage.n_evicted,
+            tiers=self._shelf.tiers.stats(),
         )
+
+    def _kind(self, quantise: Quantise | None) -> Kind | None:
+        """Return how memories are to be stored: what the caller says, else the store's setting."""
+        if quantise is None:
+            return self.quantise
+        return None if quantise == "none" else check_kind(quantise)
