@@ -126,8 +126,11 @@ def gist_rows(config, base, n_past, n_cached, n_raw, reach):
     return rows
 
 
-def compress(reference, config, ids, ratio, lead=None):
-    """Condense one document on its own, with appended or interleaved gists, flushing the last window."""
+def compress(reference, config, ids, ratio, lead=None, chosen=()):
+    """Condense one document on its own, with appended or interleaved gists, flushing the last window.
+
+    Tokens whose number in the document is in `chosen` stay, in reading order, each before the gist that covers it.
+    """
     memory, start, ids = [], 0, list(ids)
     n_lead = int(lead is not None)
     while start < len(ids):
@@ -149,7 +152,15 @@ def compress(reference, config, ids, ratio, lead=None):
                 *(Row(r.token, r.position + 1, {n_past, *(j if j < n_past else j + 1 for j in r.sees)}) for r in rows),
             ]
         slots, _ = reference.run(memory, [i + n_lead for i in range(n_past)], rows)
-        memory += [slot for slot in slots if slot.token == GIST]
+        slots = slots[n_lead:]
+        if config.placement == "append":  # each gist behind the tokens that it covers
+            behind = {upto - 1: len(window) + j for j, upto in enumerate(reach)}
+            slots = [s for i in range(n_covered) for s in (slots[i], *([slots[behind[i]]] if i in behind else []))]
+        place = start - 1
+        for slot in slots:
+            place += slot.token != GIST
+            if slot.token == GIST or place in chosen:
+                memory.append(slot)
         start += config.n_stride if full else len(window)
     return memory
 

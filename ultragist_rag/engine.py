@@ -16,19 +16,19 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
 from ultragist_rag.config import GistConfig
-from ultragist_rag.errors import InputError, MemoryMismatchError
-from ultragist_rag.memory.compress import Ratios, Tail, compress_batches, ratio_plans
-from ultragist_rag.memory.documents import ids_of_tensor, ids_of_text
+from ultragist_rag.memory.compress import Ratios, Tail
 from ultragist_rag.memory.forward import ForwardOutput, forward_ids
 from ultragist_rag.memory.generate import generate
+from ultragist_rag.memory.ingest import CompressSettings, check_memory, compress_texts
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.stream import stream
+from ultragist_rag.memory.verbatim import VerbatimPolicy
 from ultragist_rag.modeling.attach import Attachment, attach
 from ultragist_rag.modeling.checkpoint import authors_name
 from ultragist_rag.modeling.fingerprint import active_adapters, model_fingerprint, tokenizer_fingerprint
@@ -168,27 +168,13 @@ class UltraGist:
 
     @overload
     def compress(  # type: ignore[overload-overlap]
-        self,
-        texts: str | Tensor,
-        *,
-        ratio: Ratios | None = ...,
-        memory: GistMemory | None = ...,
-        joint: bool = ...,
-        tail: Tail = ...,
+        self, texts: str | Tensor, **settings: Unpack[CompressSettings]
     ) -> GistMemory: ...
 
     @overload
-    def compress(
-        self,
-        texts: Sequence[str | Tensor],
-        *,
-        ratio: Ratios | None = ...,
-        memory: GistMemory | None = ...,
-        joint: bool = ...,
-        tail: Tail = ...,
-    ) -> list[GistMemory]: ...
+    def compress(self, texts: Sequence[str | Tensor], **settings: Unpack[CompressSettings]) -> list[GistMemory]: ...
 
-    def compress(
+    def compress(  # noqa: PLR0913 - settings of one call, by keyword
         self,
         texts: str | Tensor | Sequence[str | Tensor],
         *,
@@ -196,13 +182,16 @@ class UltraGist:
         memory: GistMemory | None = None,
         joint: bool = False,
         tail: Tail = "flush",
+        verbatim: VerbatimPolicy | None = None,
+        slots: int | None = None,
     ) -> GistMemory | list[GistMemory]:
         """Condense texts into gist memories, window by window, all texts in ragged batches.
 
         Every window runs through the model once, followed (or interleaved) by its gist tokens. The pre-RoPE keys and
-        values of the gist tokens enter the memory; those of the raw tokens are dropped. A last window that is not
-        full is flushed: its gists are provisional until `GistMemory.seal`, and going on makes them anew, so that
-        compressing a and then b gives what compressing a + b gives.
+        values of the gist tokens enter the memory; those of the raw tokens are dropped, but for the tokens that the
+        policy `verbatim` chooses: these stay as slots of their own, before the gist that covers them. A last window
+        that is not full is flushed: its gists are provisional until `GistMemory.seal`, and going on makes them anew,
+        so that compressing a and then b gives what compressing a + b gives.
 
         Texts are untrusted: they never become special tokens. The lead token stands in front of each while it is
         encoded; ids that begin with it count as having it already.
@@ -216,14 +205,19 @@ class UltraGist:
             memory: Memory to go on from (one text only); it is not changed.
             joint: Encode as one stream, the way the authors do: the first token inside, the sink kept.
             tail: `flush` condenses the open window too; `raw` keeps its tokens, as the authors do.
+            verbatim: Policy of the tokens that stay beside the gists: `regex` (numbers, ids, codes, addresses, rare
+                names), `surprisal` (what the model finds improbable), `both`, or a function; see docs/verbatim.md.
+            slots: Slots that each memory may have, verbatim ones included. The lowest ratio that fits is taken: from
+                `ratio` on (one per text), by default from the lowest one that the config names.
 
         Returns:
             One memory per text, in order; not in a list if one text was given. Keys and values of each layer have shape
             (1, kv_heads, slots, head_dim): at window 1024 and ratio 8, 10_000 tokens take 1_250 slots.
 
         Raises:
-            InputError: If a text is empty, or there is text but no tokenizer, or an argument does not fit.
-            MemoryMismatchError: If `memory` was made with another model, tokenizer or config.
+            InputError: If a text is empty or does not fit into `slots`, or there is text but no tokenizer, or an
+                argument does not fit.
+            MemoryMismatchError: If `memory` was made with another model, tokenizer, config or verbatim policy.
             ContextOverflowError: If window and memory exceed the positions of the model.
 
         Example:
@@ -232,19 +226,12 @@ class UltraGist:
             >>> [m.slots for m in engine.compress([torch.arange(3, 13)[None], torch.arange(5)[None]], ratio=[2, 4])]
             [5, 2]
         """
-        single = isinstance(texts, str | Tensor)
         documents: list[str | Tensor] = [texts] if isinstance(texts, str | Tensor) else list(texts)
-        if memory is not None and len(documents) != 1:
-            raise InputError(f"there are {len(documents)} texts and one memory to go on from: give one text.")
-        self._check_memory(memory)
         self._warn_composed(joint)
-        ids = [self._ids(document, joint=joint, first=memory is None) for document in documents]
-        plans = ratio_plans(self.config.ratio if ratio is None else ratio, len(ids))
-        settings: dict[str, Any] = {"lead_token": None if joint else self.lead_token, "joint": joint, "tail": tail}
-        settings |= {"memories": memory and [memory], "fingerprint": self.fingerprint}
-        made = compress_batches(self.attachment, ids, plans, **settings)
-        memories = [replace(one, tokenizer_fingerprint=self.tokenizer_fingerprint) for one in made]
-        return memories[0] if single else memories
+        memories = compress_texts(
+            self, documents, ratio=ratio, memory=memory, joint=joint, tail=tail, verbatim=verbatim, slots=slots
+        )
+        return memories[0] if isinstance(texts, str | Tensor) else memories
 
     def forward(
         self,
@@ -276,7 +263,7 @@ class UltraGist:
             MemoryMismatchError: If `memory` cannot go on with this model.
             ContextOverflowError: If memory and window exceed the positions of the model.
         """
-        self._check_memory(memory)
+        check_memory(self, memory)
         settings: dict[str, Any] = {"labels": labels, "memory": memory, "training": training, "seed": seed}
         with self.attachment.lock, torch.set_grad_enabled(training and torch.is_grad_enabled()):
             out = forward_ids(self.attachment, input_ids, **settings)
@@ -323,18 +310,6 @@ class UltraGist:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
-
-    def _ids(self, document: str | Tensor, *, joint: bool, first: bool) -> Tensor:
-        if isinstance(document, str):
-            return ids_of_text(document, self.tokenizer, joint=joint, first=first)
-        lead_token = self.lead_token if first and not joint else None
-        return ids_of_tensor(document, int(self.model.config.vocab_size), lead_token)
-
-    def _check_memory(self, memory: GistMemory | None) -> None:
-        for name in ("fingerprint", "tokenizer_fingerprint") if memory is not None else ():
-            ours, other = getattr(self, name), getattr(memory, name)
-            if ours and other and ours != other:
-                raise MemoryMismatchError(f"the memory has {name} {other[:12]}, this engine {ours[:12]}. Make it anew.")
 
     def _warn_composed(self, joint: bool) -> None:
         if joint or self._warned:

@@ -3,8 +3,9 @@
 Is        the loop over windows that every document takes in lock step, one forward of the model for each window.
 Flow      layout, modeling -> [memory] -> engine, training.
 Paper     UltraGist, arXiv 2405.16635, section 3; flushing, lead tokens and ragged batches are ours.
-Change    when a window begins and ends, what stays of an open one.
-Not here  the authors' stream, with its ratio policies and logits -> forward.py; texts and tokenizers -> engine.py.
+Change    what stays of an open window.
+Not here  when a window begins and ends -> layout/course.py; the authors' stream, with its ratio policies and logits ->
+          forward.py; texts, tokenizers and verbatim policies -> ingest.py.
 Holds     compressing a, then b, equals compressing a + b, for every cut.
 """
 
@@ -12,77 +13,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError, MemoryMismatchError
-from ultragist_rag.layout.planner import Step, append_step, flush_reach, interleave_step, interleaved_rows
-from ultragist_rag.layout.slots import SINK, SlotTable
+from ultragist_rag.layout.course import Course, fitting_ratio
+from ultragist_rag.layout.slots import SINK, Ints, SlotTable
 from ultragist_rag.memory.memory import GistMemory, Progress
 from ultragist_rag.memory.segments import segments_of, table_of
 from ultragist_rag.memory.windows import KV, keep_rows, run_steps
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.types import RaggedIds
 
-__all__ = ["Ratios", "Tail", "compress_batches", "compress_ids", "ratio_plans"]
+__all__ = ["Ratios", "Tail", "Verbatim", "compress_ids", "ratio_plans"]
 
 Ratios = int | Sequence[int | Sequence[int]]
 Tail = Literal["flush", "raw"]
 
-_MAX_DOCUMENTS, _MAX_TOKENS = 32, 16_384
-"""Documents that are compressed side by side, and the tokens of their windows together."""
-
 
 @dataclass(slots=True, eq=False)
 class _Document:
-    """One document on its way through the windows."""
+    """One document on its way through the windows: its course, and its tokens from the open window on."""
 
-    ids: Tensor  # of the open window and everything behind it
-    table: SlotTable
-    window_start: int
-    end: int
-    stop: int
-    ratios: Sequence[int]
+    ids: Tensor
+    course: Course
     offset: int
-    n_windows: int = 0
-    n_provisional: int = 0
 
     @property
-    def done(self) -> bool:
-        return self.end >= self.stop
+    def open_ids(self) -> tuple[int, ...]:
+        return tuple(self.ids[self.course.window_start - self.offset :].tolist())
 
-    def advance(self, config: GistConfig, flush: bool) -> Step:
-        """Plan the next step and move behind it."""
-        ratio = self.ratios[min(self.n_windows, len(self.ratios) - 1)]
-        full = self.window_start + config.window <= self.stop
-        end = self.window_start + config.window if full else self.stop
-        step = self._plan(config, ratio, (self.end, end), flush=flush, full=full)
-        self.n_provisional = int(step.is_gist.sum()) if flush and not full else 0
-        self.n_windows += 1
-        self.table = step.after
-        if full:
-            self.window_start += config.n_stride
-        # Flushed windows that overlap (stride < window) are encoded afresh, so that any cut gives the same memory.
-        self.end = self.window_start if flush and full else end
-        return step
 
-    def _plan(self, config: GistConfig, ratio: int, tokens: tuple[int, int], *, flush: bool, full: bool) -> Step:
-        n_window = tokens[1] - self.window_start
-        n_closed = len(self.table) - int((self.table.stop > self.window_start)[self.table.kind != SINK].sum())
-        closes = flush or full
-        if config.placement == "interleave":
-            place = np.arange(tokens[0], tokens[1]) - self.window_start + 1
-            last = (place == n_window) & closes
-            reach_back = np.where(place % ratio == 0, ratio, place % ratio)
-            rows = interleaved_rows(tokens, (place % ratio == 0) | last, reach_back)
-            return interleave_step(config, self.table, n_closed, rows, closes)
-        reach = flush_reach(config.n_stride if full else n_window if flush else 0, ratio)
-        n_condensed = n_window if flush else config.n_stride if full else None
-        return append_step(config, self.table, n_closed, tokens, reach, n_condensed)
+@dataclass(frozen=True, slots=True, eq=False)
+class Verbatim:
+    """Which tokens of a call keep their raw keys and values beside the gists.
+
+    Attributes:
+        policy: Name of the policy that chose them.
+        flags: One flag for each token of each document, those of an open window to go on from in front.
+    """
+
+    policy: str
+    flags: Sequence[NDArray[np.bool_]]
 
 
 def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keyword
@@ -96,6 +73,8 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
     joint: bool = False,
     tail: Tail = "flush",
     fingerprint: str = "",
+    verbatim: Verbatim | None = None,
+    slots: int | None = None,
 ) -> list[GistMemory]:
     """Condense token sequences into memories, window by window, all in one ragged batch.
 
@@ -115,17 +94,19 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
         joint: Keep the sink, as in one stream; needs `lead_token=None`.
         tail: `flush` condenses the open window too; `raw` keeps its tokens.
         fingerprint: Of the model, for the memories.
+        verbatim: Tokens that are kept beside the gists; None for none.
+        slots: Slots that each memory may have, all kinds together; the lowest ratio from `ratio` on that fits is taken.
 
     Returns:
         One memory per document, keys and values of shape (1, kv_heads, slots, head_dim) for each layer.
 
     Raises:
-        InputError: If an argument does not fit, or a document is empty.
+        InputError: If an argument does not fit, a document is empty, or it does not fit into `slots` at any ratio.
         MemoryMismatchError: If a memory to go on from was made otherwise.
         ContextOverflowError: If window and memory exceed the positions of the model.
     """
     config = _config_for(attachment.config, window)
-    maker = _Maker(config, lead_token, joint, fingerprint)
+    maker = _Maker(config, lead_token, joint, fingerprint, verbatim.policy if verbatim else "")
     plans = ratio_plans(ratio, len(documents))
     before = list(memories) if memories is not None else [None] * len(documents)
     if len(before) != len(documents):
@@ -138,43 +119,20 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
         raise InputError(f"tail is {tail!r}, but must be 'flush' or 'raw'.")
     for memory in before:
         maker.check(memory)
+    flags = verbatim.flags if verbatim else [None] * len(documents)
     work = [
-        _begin(attachment, ids, memory, plan, tail == "flush")
-        for ids, memory, plan in zip(documents, before, plans, strict=True)
+        _begin(attachment, ids, memory, plan, tail == "flush", one)
+        for ids, memory, plan, one in zip(documents, before, plans, flags, strict=True)
     ]
     stepping = config if joint else replace(config, sink=0)
+    if slots is not None:
+        for document, _ in work:
+            document.course.ratios = [fitting_ratio(stepping, document.course, slots, tail == "flush")]
     finished = _run(attachment, stepping, work, lead_token, tail == "flush")
     return [
         memory if memory is not None and not len(ids) else maker.make(document, kv)
         for ids, memory, (document, _), kv in zip(documents, before, work, finished, strict=True)
     ]
-
-
-@torch.no_grad()
-def compress_batches(
-    attachment: Attachment, documents: Sequence[RaggedIds], plans: Sequence[Sequence[int]], **settings: Any
-) -> list[GistMemory]:
-    """Condense any number of documents, some at a time, those of like length together, without gradients.
-
-    Args:
-        attachment: The model; its lock is held for one batch at a time.
-        documents: Token ids of each document.
-        plans: For each document, a ratio for each of its windows.
-        settings: As `compress_ids`.
-
-    Returns:
-        One memory per document, in order.
-    """
-    order = sorted(range(len(documents)), key=lambda place: len(documents[place]))
-    made: dict[int, GistMemory] = {}
-    size = max(1, min(_MAX_DOCUMENTS, _MAX_TOKENS // attachment.config.window))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        with attachment.lock:
-            ratio = [plans[row] for row in rows]
-            batch = compress_ids(attachment, [documents[row] for row in rows], ratio=ratio, **settings)
-        made.update(zip(rows, batch, strict=True))
-    return [made[place] for place in range(len(documents))]
 
 
 def _run(
@@ -186,26 +144,27 @@ def _run(
 ) -> list[KV | None]:
     """Take all documents through their windows in lock step; return what remains of each."""
     finished = [kv for _, kv in work]
-    active = [index for index, (document, _) in enumerate(work) if not document.done]
+    active = [index for index, (document, _) in enumerate(work) if not document.course.done]
     if not active:
         return finished
     source = torch.nn.utils.rnn.pad_sequence([work[index][0].ids for index in active], batch_first=True)
     state = _stack([work[index][1] for index in active])
     while active:
         documents = [work[index][0] for index in active]
-        steps = [document.advance(config, flush) for document in documents]
+        steps = [document.course.advance(config, flush) for document in documents]
         offsets = [document.offset for document in documents]
         everything, _ = run_steps(attachment, steps, source, offsets, state, lead)
         state = keep_rows(everything, steps, state.slots if state else 0)
         going_on = []
         for row, (index, document) in enumerate(zip(active, documents, strict=True)):
-            if document.done:
-                finished[index] = state.map(lambda part: part[row : row + 1, :, : len(document.table)])  # noqa: B023
+            if document.course.done:
+                n_slots = len(document.course.table)
+                finished[index] = state.map(lambda part: part[row : row + 1, :, :n_slots])  # noqa: B023
             else:
                 going_on.append(row)
         if len(going_on) < len(active):
             rows = torch.tensor(going_on, dtype=torch.long, device=source.device)
-            longest = max((len(work[active[row]][0].table) for row in going_on), default=0)
+            longest = max((len(work[active[row]][0].course.table) for row in going_on), default=0)
             source = source.index_select(0, rows)
             state = state.map(lambda part: part.index_select(0, rows.to(part.device))[:, :, :longest])  # noqa: B023
             active = [active[row] for row in going_on]
@@ -239,17 +198,17 @@ class _Maker:
     lead_token: int | None
     joint: bool
     fingerprint: str
+    verbatim: str
 
     def check(self, memory: GistMemory | None) -> None:
         """Refuse to go on from a memory that was made otherwise."""
         if memory is None:
             return
-        mine = (self.config, self.lead_token, self.joint)
-        theirs = (memory.config, memory.lead_token, memory.joint)
-        for name, ours, other in zip(("config", "lead_token", "joint"), mine, theirs, strict=True):
+        for name in ("config", "lead_token", "joint", "verbatim"):
+            ours, other = getattr(self, name), getattr(memory, name)
             if ours != other:
                 raise MemoryMismatchError(
-                    f"the memory was made with {name} {other}, this call has {ours}. Use the same."
+                    f"the memory was made with {name} {other!r}, this call has {ours!r}. Use the same."
                 )
         if self.fingerprint and memory.fingerprint and self.fingerprint != memory.fingerprint:
             raise MemoryMismatchError(
@@ -264,21 +223,24 @@ class _Maker:
         """Put a finished document into a memory."""
         if kv is None:
             raise InputError("a document is empty: give at least one token.")
+        course = document.course
         progress = Progress(
-            tokens=document.stop,
-            window_start=document.window_start,
-            open_ids=tuple(document.ids[document.window_start - document.offset :].tolist()),
-            n_provisional=document.n_provisional,
+            tokens=course.stop,
+            window_start=course.window_start,
+            open_ids=document.open_ids,
+            n_provisional=course.n_provisional,
+            open_verbatim=tuple((course.chosen[course.chosen >= course.window_start] - course.window_start).tolist()),
         )
         return GistMemory(
             keys=kv.keys,
             values=kv.values,
-            segments=segments_of(document.table),
+            segments=segments_of(course.table),
             config=self.config,
             progress=progress,
             fingerprint=self.fingerprint,
             lead_token=self.lead_token,
             joint=self.joint,
+            verbatim=self.verbatim,
         )
 
 
@@ -312,25 +274,43 @@ def ratio_plans(ratio: Ratios, n_documents: int) -> list[Sequence[int]]:
 
 
 def _begin(
-    attachment: Attachment, ids: Tensor, memory: GistMemory | None, ratios: Sequence[int], flush: bool
+    attachment: Attachment,
+    ids: Tensor,
+    memory: GistMemory | None,
+    ratios: Sequence[int],
+    flush: bool,
+    flags: NDArray[np.bool_] | None,
 ) -> tuple[_Document, KV | None]:
     """Open a document, new or from a memory whose open window is dropped if it must be encoded again."""
     if ids.dim() != 1:
         raise InputError(f"a document has shape {tuple(ids.shape)}, but must be one row of token ids.")
     ids = ids.to(attachment.device)
-    if memory is None:
-        return _Document(ids, SlotTable.empty(), 0, 0, len(ids), ratios, 0), None
-    progress, table = memory.progress, table_of(memory.segments)
+    progress = memory.progress if memory is not None else Progress(0)
     assert progress is not None
-    kv = KV(memory.keys, memory.values)
     start, stop = progress.window_start, progress.tokens + len(ids)
+    chosen = _chosen(flags, progress, len(progress.open_ids) + len(ids))
+    if memory is None:
+        return _Document(ids, Course(SlotTable.empty(), 0, 0, stop, ratios, chosen), 0), None
+    table = table_of(memory.segments)
+    kv = KV(memory.keys, memory.values)
     is_open = (table.stop > start) & ((table.kind != SINK) | (start == 0))
     again = len(ids) and (flush or progress.n_provisional)
     if again and is_open.any():
         index = np.flatnonzero(~is_open)
-        chosen = torch.from_numpy(index).to(kv.keys[0].device)
-        kv = kv.map(lambda part: part.index_select(2, chosen.to(part.device)))
+        places = torch.from_numpy(index).to(kv.keys[0].device)
+        kv = kv.map(lambda part: part.index_select(2, places.to(part.device)))
         table = table.take(index)
     end = start if again else progress.tokens
     open_ids = torch.tensor(progress.open_ids, dtype=ids.dtype, device=ids.device)
-    return _Document(torch.cat((open_ids, ids)), table, start, end, stop, ratios, start), kv
+    course = Course(table, start, end, stop, ratios, chosen)
+    return _Document(torch.cat((open_ids, ids)), course, start), kv
+
+
+def _chosen(flags: NDArray[np.bool_] | None, progress: Progress, n_tokens: int) -> Ints:
+    """Return the tokens that are kept: those chosen now, and those of the open window that were chosen before."""
+    if flags is None:
+        return np.zeros(0, np.int64)
+    if flags.shape != (n_tokens,):
+        raise InputError(f"there are {flags.shape} flags of verbatim tokens for {n_tokens} tokens: give one for each.")
+    places = np.union1d(np.flatnonzero(flags), np.array(progress.open_verbatim, np.int64))
+    return progress.window_start + places

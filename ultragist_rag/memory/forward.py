@@ -150,4 +150,5 @@ def _memory(
         fingerprint=before.fingerprint if before else "",
         lead_token=before.lead_token if before else None,
         joint=before.joint if before else True,
+        verbatim=before.verbatim if before else "",
     )

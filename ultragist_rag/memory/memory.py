@@ -24,6 +24,8 @@ __all__ = ["GistMemory", "Progress", "Segment", "SegmentKind"]
 
 SegmentKind = Literal["sink", "gist", "verbatim", "raw"]
 
+_LISTS = ("open_ids", "choices", "open_verbatim")
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -61,6 +63,7 @@ class Progress:
         open_ids: Token ids of the open window, where it must be encoded again to go on.
         n_provisional: Gists of the open window, dropped when the sequence goes on.
         choices: Ratios left to the policy `sequence`, once it has begun.
+        open_verbatim: Places in `open_ids` of the tokens that are kept verbatim.
     """
 
     tokens: int
@@ -71,15 +74,16 @@ class Progress:
     open_ids: tuple[int, ...] = ()
     n_provisional: int = 0
     choices: tuple[int, ...] = ()
+    open_verbatim: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` is the exact inverse."""
-        return {**asdict(self), "open_ids": list(self.open_ids), "choices": list(self.choices)}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _LISTS}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Progress:
         """Make a Progress from what `to_dict` returned."""
-        lists = {name: tuple(values.get(name, ())) for name in ("open_ids", "choices")}
+        lists = {name: tuple(values.get(name, ())) for name in _LISTS}
         return cls(**{**values, **lists})
 
 
@@ -100,6 +104,8 @@ class GistMemory:
         tokenizer_fingerprint: Of the tokenizer that cut the text; empty if unknown or if ids were given.
         lead_token: Token that must stand once at the head of a prompt with this memory; None if none.
         joint: Whether it is a stream of its own, with its first token and sink inside, not a composable document.
+        verbatim: Name of the policy whose tokens keep their raw keys and values; `custom` if it has no name, empty for
+            none.
 
     Raises:
         InputError: If layers, shapes or segments contradict each other.
@@ -114,6 +120,7 @@ class GistMemory:
     tokenizer_fingerprint: str = ""
     lead_token: int | None = None
     joint: bool = False
+    verbatim: str = ""
 
     def __post_init__(self) -> None:
         """Check that tensors and segments speak of the same slots."""
@@ -208,10 +215,9 @@ class GistMemory:
         """
         if self.progress is None:
             return self
-        closed = replace(
-            self.progress, window_start=self.progress.tokens, open_ids=(), n_provisional=0, interleave_phase=0
-        )
-        return replace(self, progress=closed)
+        tokens = self.progress.tokens
+        closed = replace(self.progress, window_start=tokens, open_ids=(), open_verbatim=())
+        return replace(self, progress=replace(closed, n_provisional=0, interleave_phase=0))
 
     def _count(self, kind: SegmentKind) -> int:
         return sum(segment.stop - segment.start for segment in self.segments if segment.kind == kind)

@@ -1,0 +1,116 @@
+"""Find what gists lose in a text: numbers, ids, codes, addresses and rare names.
+
+Is        plain text rules; no tensors. `(text, offsets) -> a flag for each token`.
+Flow      [spans] -> verbatim.py.
+Paper     none.
+Change    what counts as a number, a code or a rare name.
+Not here  which tokens a model finds improbable -> verbatim.py.
+Holds     a token is chosen if any character of it belongs to such a word; spaces and punctuation around are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Offsets", "exact_words", "flag_words"]
+
+Offsets = Sequence[tuple[int, int]]
+"""First character and character behind the last one, for each token."""
+
+_JOINERS = frozenset("-–−_.,:;/\\'’+#@%$€£=&?~*^°")
+_AROUND = ".,:;/\\'’?&=*~"
+_MAIL = re.compile(r"[^\s@<>()\[\],;:\"]+@[^\s@<>()\[\],;:\"]+\.[^\W\d_]{2,}")
+_CODE = re.compile(r"\w+(?:[-_/]\w+)+")
+_INNER_CAPITAL = re.compile(r"[^\W\d_]{2,}")
+_RARE_TOKENS = 3
+
+
+def exact_words(text: str, offsets: Offsets) -> NDArray[np.bool_]:
+    """Choose the tokens of numbers, ids, codes, e-mail addresses and rare names.
+
+    A word that has a digit of any script (letters, signs and separators around it included, so dates, amounts, UUIDs
+    and version numbers are whole); an e-mail address or URL; a code in capitals with `-`, `_` or `/`; a word with a
+    capital behind a small letter; and, as a rare name, a capitalised word within a sentence that the tokenizer needs
+    at least three tokens for. Letters of scripts without capitals never join a number, since words of some of these
+    scripts stand without spaces.
+
+    Args:
+        text: Any text.
+        offsets: Of its tokens.
+
+    Returns:
+        A flag for each token.
+
+    Example:
+        >>> text = "Call 0171-55 on 3 May."
+        >>> exact_words(text, [(0, 4), (4, 9), (9, 12), (12, 15), (15, 17), (17, 21), (21, 22)]).tolist()
+        [False, True, True, False, True, False, False]
+    """
+    starts = np.array([start for start, _ in offsets], np.int64)
+    chosen = [match.span() for match in _MAIL.finditer(text)]
+    for start, stop in _words(text):
+        word = text[start:stop]
+        if _is_exact(word) or (_is_name(text, start, word) and _n_tokens(starts, start, stop) >= _RARE_TOKENS):
+            chosen.append((start, stop))
+    return flag_words(chosen, offsets)
+
+
+def flag_words(words: Sequence[tuple[int, int]], offsets: Offsets) -> NDArray[np.bool_]:
+    """Flag the tokens that share a character with any of the words.
+
+    Args:
+        words: First character and character behind the last one, for each.
+        offsets: Of the tokens.
+
+    Returns:
+        A flag for each token.
+    """
+    n_characters = max((stop for _, stop in (*words, *offsets)), default=0)
+    covered = np.zeros(n_characters + 1, np.int64)
+    for start, stop in words:
+        covered[start:stop] = 1
+    before = np.concatenate(([0], np.cumsum(covered)))
+    edges = np.array(offsets, np.int64).reshape(-1, 2)
+    return np.greater(before[edges[:, 1]], before[edges[:, 0]])
+
+
+def _words(text: str) -> Iterator[tuple[int, int]]:
+    """Give the runs of digits, letters with capitals, and what joins them; punctuation at their ends left out."""
+    place = 0
+    for is_inside, run in groupby(text, _may_join):
+        word = "".join(run)
+        begin, place = place, place + len(word)
+        bare = word.strip(_AROUND)
+        if is_inside and bare:
+            start = begin + len(word) - len(word.lstrip(_AROUND))
+            yield start, start + len(bare)
+
+
+def _may_join(character: str) -> bool:
+    return character in _JOINERS or character.isdigit() or character.lower() != character.upper()
+
+
+def _is_exact(word: str) -> bool:
+    if any(character.isdigit() for character in word) or "://" in word:
+        return True
+    if word.isupper():
+        return _CODE.fullmatch(word) is not None
+    return any(a.islower() and b.isupper() for part in _INNER_CAPITAL.findall(word) for a, b in pairwise(part))
+
+
+def _is_name(text: str, start: int, word: str) -> bool:
+    """Whether a word is capitalised though no sentence or line begins with it."""
+    if not word[0].isupper() or word.isupper():
+        return False
+    before = text[max(0, start - 8) : start].rstrip(" \t\"'([“„‘«")
+    return bool(before) and before[-1] not in ".!?\n"
+
+
+def _n_tokens(starts: NDArray[np.int64], start: int, stop: int) -> int:
+    """Count tokens that begin inside a word, one for the space in front of it at most."""
+    return int(np.searchsorted(starts, stop) - np.searchsorted(starts, max(start - 1, 0)))

@@ -1,0 +1,177 @@
+"""Choose the tokens that keep their raw keys and values beside the gists.
+
+Is        policies by name (`regex`, `surprisal`, `both`, your own), and how each is asked about a row of tokens.
+Flow      spans, text, modeling -> [verbatim] -> ingest.py.
+Paper     ours; `surprisal` takes up self-information as in Selective Context, arXiv 2310.06201.
+Change    add a policy: one function here and its name in `_POLICIES`.
+Not here  where verbatim slots stand -> layout/course.py; the text rules -> spans.py.
+Holds     `surprisal` looks at one window at a time, so that any cut of a text gives the same choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ultragist_rag.errors import InputError
+from ultragist_rag.memory.spans import Offsets, exact_words
+from ultragist_rag.memory.text import Detokenizer, TextCodec
+from ultragist_rag.modeling.attach import Attachment
+
+__all__ = [
+    "CUSTOM",
+    "Passage",
+    "TextPolicy",
+    "VerbatimPolicy",
+    "choose",
+    "policy_name",
+    "policy_names",
+    "register_policy",
+]
+
+CUSTOM = "custom"
+"""What memories call a policy that has no name."""
+
+TextPolicy = Callable[[str, Offsets], Sequence[bool] | NDArray[np.bool_]]
+"""A rule of one's own: text and, for each token, its first character and the one behind the last; a flag for each."""
+
+VerbatimPolicy = str | TextPolicy
+
+_MAX_TOKENS, _MAX_ROWS = 8_192, 512
+"""Tokens that run through the model at once, and rows of probabilities that are held at once."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A row of tokens that a policy is asked about.
+
+    Attributes:
+        ids: Token ids, shape (tokens,).
+        tokenizer: The tokenizer, or None.
+        attachment: The model.
+        lead_token: Token in front of every window, or None.
+    """
+
+    ids: Tensor
+    tokenizer: Any
+    attachment: Attachment
+    lead_token: int | None
+
+    @cached_property
+    def text_and_offsets(self) -> tuple[str, Offsets]:
+        """The text, and where each token stands in it. Special tokens have no characters.
+
+        Raises:
+            InputError: If there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InputError("a verbatim policy of text needs a tokenizer, but the engine has none: load one.")
+        codec = TextCodec.of(self.tokenizer)
+        detokenizer, text, n_waiting = Detokenizer(codec), "", 0
+        offsets: list[tuple[int, int]] = []
+        for token in self.ids.tolist():
+            offsets.append((len(text), len(text)))
+            if not codec.decode([token]):
+                continue
+            more = detokenizer.push(token)
+            n_waiting += 1
+            if more:  # tokens of one character share it
+                first = len(offsets) - n_waiting
+                offsets[first:] = [(len(text), len(text) + len(more))] * n_waiting
+                text, n_waiting = text + more, 0
+        return text, offsets
+
+
+def policy_names() -> tuple[str, ...]:
+    """Return the names of all policies."""
+    return tuple(_POLICIES)
+
+
+def policy_name(policy: VerbatimPolicy | None) -> str:
+    """Return what memories call a policy.
+
+    Args:
+        policy: A name, a function, or None.
+
+    Returns:
+        The name; `custom` for a function, empty for None.
+
+    Raises:
+        InputError: If there is no policy of this name.
+
+    Example:
+        >>> policy_name("regex"), policy_name(None), policy_name(lambda text, offsets: [])
+        ('regex', '', 'custom')
+    """
+    if policy is None:
+        return ""
+    if callable(policy):
+        return CUSTOM
+    if policy not in _POLICIES:
+        raise InputError(
+            f"there is no verbatim policy {policy!r}: take one of {', '.join(_POLICIES)}, or a function of text and "
+            "offsets."
+        )
+    return policy
+
+
+def register_policy(name: str, policy: TextPolicy) -> None:
+    """Give a rule of one's own a name, by which stores know its memories.
+
+    Memories are looked up by the name: give a changed rule another one.
+
+    Args:
+        name: A name that is not taken.
+        policy: The rule.
+
+    Raises:
+        InputError: If the name is taken or empty.
+
+    Example:
+        >>> register_policy("hashtags", lambda text, offsets: [text[a:b].strip().startswith("#") for a, b in offsets])
+        >>> "hashtags" in policy_names()
+        True
+    """
+    if not name or name == CUSTOM or name in _POLICIES:
+        raise InputError(f"the name {name!r} cannot be given to a verbatim policy: it is empty or taken. Take another.")
+    _POLICIES[name] = partial(_ask, policy)
+
+
+def choose(policy: VerbatimPolicy, passages: Sequence[Passage]) -> list[NDArray[np.bool_]]:
+    """Ask a policy which tokens to keep.
+
+    Args:
+        policy: Name or function.
+        passages: Rows of tokens.
+
+    Returns:
+        For each passage, a flag for each token.
+
+    Raises:
+        InputError: If there is no such policy, it needs a text and there is no tokenizer, or its answer does not fit.
+    """
+    name = policy_name(policy)
+    rule = partial(_ask, policy) if callable(policy) else _POLICIES[name]
+    flags = []
+    for passage in passages:
+        one = np.asarray(rule(passage))
+        if one.shape != (len(passage.ids),) or (len(one) and one.dtype != np.bool_):
+            raise InputError(
+                f"the verbatim policy {name!r} gave an answer of shape {one.shape} and type {one.dtype} for "
+                f"{len(passage.ids)} tokens: give True or False for each."
+            )
+        flags.append(one.astype(np.bool_))
+    return flags
+
+
+def _ask(policy: TextPolicy, passage: Passage) -> Any:
+    return policy(*passage.text_and_offsets)
+
+
+_POLICIES: dict[str, Callable[[Passage], Any]] = {"regex": partial(_ask, exact_words)}
