@@ -1,6 +1,7 @@
 """Chosen tokens stay beside the gists: as the slow loop says, for every cut, in a batch, within a budget."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,18 @@ import pytest
 import torch
 
 from ultragist_rag.errors import InputError, MemoryMismatchError
-from ultragist_rag.memory import verbatim
+from ultragist_rag.memory import surprisal, verbatim
 from ultragist_rag.memory.compress import Verbatim, compress_ids
 from ultragist_rag.memory.ingest import verbatim_tokens
-from ultragist_rag.memory.verbatim import Passage, choose, policy_name, policy_names, register_policy
+from ultragist_rag.memory.verbatim import (
+    IMPROBABLE,
+    Passage,
+    Surprisal,
+    choose,
+    policy_name,
+    policy_names,
+    register_policy,
+)
 from ultragist_rag.testing import tiny_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -202,3 +211,44 @@ def test_tokens_of_one_character_are_kept_together(text_engine):
     assert offsets == [(0, 0), *[(0, 1)] * 3, *[(1, 2)] * 2, (2, 3), (3, 4), (4, 5), *[(5, 6)] * 2]
     assert np.flatnonzero(choose("regex", [passage])[0]).tolist() == [4, 5]
     assert "regex" in policy_names()
+
+
+@torch.no_grad()
+def slow_probability(one, window, place, lead):
+    """Of one token behind those before it in its window, from the stock model alone."""
+    head = ([] if lead is None else [lead]) + window[:place]
+    return float(one.model(torch.tensor([head])).logits[0, -1].softmax(-1)[window[place]]) if head else 1.0
+
+
+@pytest.mark.parametrize("lead", [None, LEAD])
+@pytest.mark.parametrize("stride", [8, 5])
+def test_probabilities_are_those_of_the_model_alone_within_a_window(lead, stride, monkeypatch):
+    monkeypatch.setattr(surprisal, "_MAX_TOKENS", 16)  # so that windows take several batches
+    monkeypatch.setattr(surprisal, "_MAX_ROWS", 7)
+    one, document = engine(stride=stride), ids(21).tolist()
+    found = surprisal.token_probabilities(one.attachment, torch.tensor(document), lead)
+    windows = [document[start : start + stride] for start in range(0, 21, stride)]
+    expected = [slow_probability(one, window, place, lead) for window in windows for place in range(len(window))]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert surprisal.token_probabilities(one.attachment, torch.zeros(0, dtype=torch.long), lead).shape == (0,)
+
+
+@pytest.mark.parametrize("policy", ["surprisal", "both", Surprisal(0.004)], ids=str)
+def test_surprising_tokens_are_kept_whatever_the_cut(text_engine, policy):
+    whole = text_engine.compress(TEXT, verbatim=policy)
+    passage = Passage(torch.tensor(text_engine.tokenizer(TEXT).input_ids), None, text_engine.attachment, 1)
+    probable = surprisal.token_probabilities(text_engine.attachment, passage.ids, 1)
+    assert abs(probable - 0.004).min() > 1e-6 < abs(probable - IMPROBABLE).min()  # no token is on the edge
+    improbable = probable < (0.004 if isinstance(policy, Surprisal) else IMPROBABLE)
+    chosen = improbable | choose("regex", [replace(passage, tokenizer=text_engine.tokenizer)])[0]
+    chosen = chosen if policy == "both" else improbable
+    assert 0 < chosen.sum() == whole.n_verbatim < len(chosen)
+    for cut in (1, 40, 64, 99):  # no word that matters is cut
+        first = text_engine.compress(TEXT[:cut], verbatim=policy)
+        assert gap(text_engine.compress(TEXT[cut:], verbatim=policy, memory=first), whole) < 1e-5
+
+
+def test_a_bound_must_be_a_probability():
+    with pytest.raises(InputError, match="below is 2.0"):
+        Surprisal(2.0)
+    assert engine().compress(ids(20)[None], verbatim="surprisal").verbatim == "surprisal"

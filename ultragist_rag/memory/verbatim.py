@@ -1,18 +1,18 @@
 """Choose the tokens that keep their raw keys and values beside the gists.
 
 Is        policies by name (`regex`, `surprisal`, `both`, your own), and how each is asked about a row of tokens.
-Flow      spans, text, modeling -> [verbatim] -> ingest.py.
-Paper     ours; `surprisal` takes up self-information as in Selective Context, arXiv 2310.06201.
+Flow      spans, surprisal -> [verbatim] -> ingest.py.
+Paper     none.
 Change    add a policy: one function here and its name in `_POLICIES`.
-Not here  where verbatim slots stand -> layout/course.py; the text rules -> spans.py.
-Holds     `surprisal` looks at one window at a time, so that any cut of a text gives the same choice.
+Not here  where verbatim slots stand -> layout/course.py; the rules -> spans.py, surprisal.py.
+Holds     a policy gives one flag for each token, or is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,15 @@ from torch import Tensor
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.spans import Offsets, exact_words
+from ultragist_rag.memory.surprisal import token_probabilities
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.attach import Attachment
 
 __all__ = [
     "CUSTOM",
+    "IMPROBABLE",
     "Passage",
+    "Surprisal",
     "TextPolicy",
     "VerbatimPolicy",
     "choose",
@@ -41,10 +44,8 @@ CUSTOM = "custom"
 TextPolicy = Callable[[str, Offsets], Sequence[bool] | NDArray[np.bool_]]
 """A rule of one's own: text and, for each token, its first character and the one behind the last; a flag for each."""
 
-VerbatimPolicy = str | TextPolicy
-
-_MAX_TOKENS, _MAX_ROWS = 8_192, 512
-"""Tokens that run through the model at once, and rows of probabilities that are held at once."""
+IMPROBABLE = 0.002
+"""Tokens below this probability are kept by `surprisal`: what a good model does not foresee among 500 choices."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,38 @@ class Passage:
         return text, offsets
 
 
+@dataclass(frozen=True, slots=True)
+class Surprisal:
+    """Keep the tokens that the model alone finds improbable, and perhaps those of a text rule.
+
+    Each window takes one more forward of the model.
+
+    Attributes:
+        below: Probability below which a token is kept.
+        text: A rule whose tokens are kept, too.
+
+    Raises:
+        InputError: If `below` is no probability.
+    """
+
+    below: float = IMPROBABLE
+    text: TextPolicy | None = None
+
+    def __post_init__(self) -> None:
+        """Check the bound."""
+        if not 0 < self.below <= 1:
+            raise InputError(f"below is {self.below!r}, but must be a probability above 0 and at most 1.")
+
+    def flags(self, passage: Passage) -> Any:
+        """Return a flag for each token of a passage."""
+        probable = token_probabilities(passage.attachment, passage.ids, passage.lead_token)
+        improbable = probable < self.below
+        return improbable if self.text is None else improbable | np.asarray(_ask(self.text, passage), bool)
+
+
+VerbatimPolicy = str | TextPolicy | Surprisal
+
+
 def policy_names() -> tuple[str, ...]:
     """Return the names of all policies."""
     return tuple(_POLICIES)
@@ -97,10 +130,10 @@ def policy_name(policy: VerbatimPolicy | None) -> str:
     """Return what memories call a policy.
 
     Args:
-        policy: A name, a function, or None.
+        policy: A name, a rule, or None.
 
     Returns:
-        The name; `custom` for a function, empty for None.
+        The name; `custom` for a rule without one, empty for None.
 
     Raises:
         InputError: If there is no policy of this name.
@@ -111,7 +144,7 @@ def policy_name(policy: VerbatimPolicy | None) -> str:
     """
     if policy is None:
         return ""
-    if callable(policy):
+    if not isinstance(policy, str):
         return CUSTOM
     if policy not in _POLICIES:
         raise InputError(
@@ -121,7 +154,7 @@ def policy_name(policy: VerbatimPolicy | None) -> str:
     return policy
 
 
-def register_policy(name: str, policy: TextPolicy) -> None:
+def register_policy(name: str, policy: TextPolicy | Surprisal) -> None:
     """Give a rule of one's own a name, by which stores know its memories.
 
     Memories are looked up by the name: give a changed rule another one.
@@ -140,14 +173,14 @@ def register_policy(name: str, policy: TextPolicy) -> None:
     """
     if not name or name == CUSTOM or name in _POLICIES:
         raise InputError(f"the name {name!r} cannot be given to a verbatim policy: it is empty or taken. Take another.")
-    _POLICIES[name] = partial(_ask, policy)
+    _POLICIES[name] = policy
 
 
 def choose(policy: VerbatimPolicy, passages: Sequence[Passage]) -> list[NDArray[np.bool_]]:
     """Ask a policy which tokens to keep.
 
     Args:
-        policy: Name or function.
+        policy: A name or a rule.
         passages: Rows of tokens.
 
     Returns:
@@ -157,10 +190,10 @@ def choose(policy: VerbatimPolicy, passages: Sequence[Passage]) -> list[NDArray[
         InputError: If there is no such policy, it needs a text and there is no tokenizer, or its answer does not fit.
     """
     name = policy_name(policy)
-    rule = partial(_ask, policy) if callable(policy) else _POLICIES[name]
+    rule = _POLICIES[policy] if isinstance(policy, str) else policy
     flags = []
     for passage in passages:
-        one = np.asarray(rule(passage))
+        one = np.asarray(rule.flags(passage) if isinstance(rule, Surprisal) else _ask(rule, passage))
         if one.shape != (len(passage.ids),) or (len(one) and one.dtype != np.bool_):
             raise InputError(
                 f"the verbatim policy {name!r} gave an answer of shape {one.shape} and type {one.dtype} for "
@@ -174,4 +207,8 @@ def _ask(policy: TextPolicy, passage: Passage) -> Any:
     return policy(*passage.text_and_offsets)
 
 
-_POLICIES: dict[str, Callable[[Passage], Any]] = {"regex": partial(_ask, exact_words)}
+_POLICIES: dict[str, TextPolicy | Surprisal] = {
+    "regex": exact_words,
+    "surprisal": Surprisal(),
+    "both": Surprisal(text=exact_words),
+}
