@@ -6,6 +6,7 @@ The import hook is installed here, before anything imports the package, and nowh
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("ultragist_rag", "beartype.beartype")
+
+sys.path.append(str(Path(__file__).parent))  # for `servers`
+from servers import make_redis, redis_server, redis_url, s3_bucket, s3_server  # noqa: E402, F401
 
 
 def make_tokenizer() -> Any:

@@ -1,8 +1,11 @@
 """What every byte store promises."""
 
+import sys
 import threading
+from importlib import import_module
 
 import pytest
+from langchain_core.stores import InMemoryByteStore
 
 from ultragist_rag.errors import InputError, StoreError
 from ultragist_rag.store.base import GIST, RECORD, SCHEMES, SOURCE, ByteStore, open_bytes
@@ -14,13 +17,39 @@ def key(number, ending=GIST, folder="ns"):
 
 
 def bytes_in(root):
-    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and path.suffix != ".json")
 
 
-@pytest.fixture(params=sorted(SCHEMES))
-def bounded(request, tmp_path):
+def open_local_files(folder, max_bytes):
+    from langchain_classic.storage import LocalFileStore
+
+    return open_bytes(LocalFileStore(folder), max_bytes)
+
+
+OPENERS = {
+    "memory": lambda _, max_bytes: open_bytes("memory://", max_bytes),
+    "file": lambda request, max_bytes: open_bytes(request.getfixturevalue("tmp_path") / "bytes", max_bytes),
+    "redis": lambda request, max_bytes: open_bytes(request.getfixturevalue("redis_url"), max_bytes),
+    "fsspec": lambda request, max_bytes: open_bytes(f"memory+fsspec://{request.node.name}/x", max_bytes),
+    "s3": lambda request, max_bytes: open_bucket(*request.getfixturevalue("s3_bucket"), max_bytes),
+    "bytestore": lambda _, max_bytes: open_bytes(InMemoryByteStore(), max_bytes),
+    "files": lambda request, max_bytes: open_local_files(request.getfixturevalue("tmp_path") / "bytes", max_bytes),
+}
+
+
+def open_bucket(url, options, max_bytes):
+    return open_bytes(url, max_bytes, **options)
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in OPENERS])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def bounded(request, kind):
     """A function that opens a new store of each kind with a bound."""
-    return lambda max_bytes: open_bytes({"memory": "memory://", "file": tmp_path / "bytes"}[request.param], max_bytes)
+    return lambda max_bytes: OPENERS[kind](request, max_bytes)
 
 
 @pytest.fixture
@@ -28,9 +57,9 @@ def place(bounded):
     return bounded(None)
 
 
-def test_every_kind_of_store_has_the_protocol(place):
+def test_every_kind_of_store_has_the_protocol(place, kind):
     assert isinstance(place, ByteStore)
-    assert place.secret_source in {"process", "keyfile"}
+    assert place.secret_source == {"memory": "process", "file": "keyfile"}.get(kind, "required")
 
 
 def test_bytes_are_read_as_they_were_written(place):
@@ -155,9 +184,9 @@ def test_a_put_is_of_one_folder(place):
     assert list(place.entries("ns")) == []
 
 
-def test_the_bound_is_never_exceeded(bounded, tmp_path):
+def test_the_bound_is_never_exceeded(bounded, kind, tmp_path):
     place = bounded(1000)
-    for number in range(100):
+    for number in range(30 if kind == "s3" else 100):
         place.put({key(number % 20): bytes(number * 37 % 400), key(number % 40, SOURCE): bytes(number * 11 % 60)})
         if number % 7 == 0:
             place.delete((key(number % 13),))
@@ -175,13 +204,14 @@ def test_what_cannot_fit_is_refused_and_nothing_is_lost(bounded):
     assert not place.contains(key(1, SOURCE))
 
 
-def test_sixteen_threads_on_one_store(bounded):
+def test_sixteen_threads_on_one_store(bounded, kind):
+    steps = 2 if kind == "s3" else 25
     place = bounded(5000)
     failures = []
 
     def work(seed):
         try:
-            for step in range(25):
+            for step in range(steps):
                 name = key((seed * 7 + step) % 50)
                 place.put({name: name.encode() * (step + 1)})
                 found = place.get(key((seed + step) % 50))
@@ -202,10 +232,44 @@ def test_sixteen_threads_on_one_store(bounded):
     assert failures == []
 
 
-@pytest.mark.parametrize("url", ["redis://localhost", "s3://bucket/x", "http://x", "ab://"])
-def test_an_unknown_scheme_is_named(url):
-    with pytest.raises(InputError, match=url.split(":", maxsplit=1)[0]):
+def test_every_scheme_is_tested():
+    assert SCHEMES.keys() - OPENERS.keys() == {"rediss", "unix"}  # redis:// by other ways
+
+
+@pytest.mark.parametrize("url", ["ab://", "nosuch://bucket/x", "c3po::s3://bucket"])
+def test_an_unknown_scheme_is_named_and_what_to_install(url):
+    with pytest.raises(InputError, match=rf"no store for {url.split('//')[0]}//.*ultragist-rag\[redis\], \[s3\]"):
         open_bytes(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "extra"),
+    [
+        ("redis://h", "redis", "redis"),
+        ("s3://b", "s3fs", "s3"),
+        ("gs://b/x", "gcsfs", "gs"),
+        ("xy://b", "fsspec", "remote"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(url, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "s3fs":  # fsspec remembers what it has loaded
+        monkeypatch.delitem(import_module("fsspec.registry")._registry, "s3", raising=False)
+    with pytest.raises(InputError, match=rf"{url}.*install ultragist-rag\[{extra}\]"):
+        open_bytes(url)
+
+
+@pytest.mark.parametrize("url", ["memory://", "folder", InMemoryByteStore()])
+def test_options_of_places_without_any_are_refused(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="options endpoint_url: "):
+        open_bytes(url, endpoint_url="http://x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_place_is_refused():
+    with pytest.raises((InputError, TypeError)):
+        open_bytes(42)
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1, True, 1.5, "9"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,19 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from ultragist_rag.errors import InputError
 from ultragist_rag.store.keys import SecretSource
 
-__all__ = ["GIST", "RECORD", "SCHEMES", "SOURCE", "ByteStore", "Usage", "check_items", "is_key", "open_bytes"]
+__all__ = [
+    "GIST",
+    "RECORD",
+    "SCHEMES",
+    "SOURCE",
+    "ByteStore",
+    "KeyValueStore",
+    "Usage",
+    "check_items",
+    "is_key",
+    "open_bytes",
+    "without_password",
+]
 
 GIST = ".gist"
 """Ending of a key that holds a memory; these are evicted first."""
@@ -34,11 +46,14 @@ RECORD = ".record"
 SCHEMES: dict[str, str] = {
     "memory": "ultragist_rag.store.memory_bytes:open_memory",
     "file": "ultragist_rag.store.disk:open_folder",
+    **dict.fromkeys(("redis", "rediss", "unix"), "ultragist_rag.store.redis_bytes:open_redis"),
 }
 """What opens each URL scheme, called with the URL, the bound and the options; a path without a scheme is a file."""
 
-_LOCAL = ("memory", "file")
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://.*", re.DOTALL)
+_REMOTE = "ultragist_rag.store.remote_bytes:open_remote"  # for every other scheme
+_ADAPTED = "ultragist_rag.store.adapted_bytes:AdaptedBytes"  # for objects
+_LOCAL = (SCHEMES["memory"], SCHEMES["file"], _ADAPTED)
+_SCHEME = re.compile(r"([^/\\]{2,})://.*", re.DOTALL)  # a single letter is a drive
 _KEY = re.compile(r"[a-z0-9_][a-z0-9._-]{0,99}/[a-z2-7]{26}\.(gist|source|record)")
 
 
@@ -102,6 +117,23 @@ class ByteStore(Protocol):
         """Return how full the place is."""
 
 
+@runtime_checkable
+class KeyValueStore(Protocol):
+    """What LangChain calls a ByteStore, as far as it is used here."""
+
+    def mget(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of keys, None for those that are missing."""
+
+    def mset(self, key_value_pairs: Sequence[tuple[str, bytes]]) -> None:
+        """Set the values of keys."""
+
+    def mdelete(self, keys: Sequence[str]) -> None:
+        """Remove keys, whether they are there or not."""
+
+    def yield_keys(self, *, prefix: str | None = None) -> Iterator[str]:
+        """Yield the keys that begin with a prefix."""
+
+
 def is_key(key: str) -> bool:
     """Say whether a key has the one form there is: nothing else ever reaches a file system."""
     return _KEY.fullmatch(key) is not None
@@ -122,32 +154,39 @@ def check_items(items: Mapping[str, bytes]) -> str:
     return folders.pop()
 
 
-def open_bytes(url: str | os.PathLike[str], max_bytes: int | None = None, **options: Any) -> ByteStore:
+def without_password(url: str) -> str:
+    """Return a URL as it may stand in messages."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
+
+
+def open_bytes(url: str | os.PathLike[str] | KeyValueStore, max_bytes: int | None = None, **options: Any) -> ByteStore:
     """Open the byte store of a URL.
 
     Args:
-        url: A folder, or `scheme://location` with a scheme of SCHEMES.
+        url: A folder, `scheme://location` with a scheme of SCHEMES or of fsspec, or a byte store of LangChain.
         max_bytes: Bound on everything in it, all namespaces together; None for none.
-        options: What else the client of a remote place wants to know.
+        options: What the client of a remote place takes besides.
 
     Returns:
         The byte store.
 
     Raises:
-        InputError: If the scheme is unknown, the bound is not a positive number or there are options for a local place.
+        InputError: If the scheme is unknown or its package is not installed, the bound is not a positive number, or
+            there are options that do not fit.
         StoreError: If the place cannot be used.
     """
     if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
         raise InputError(f"max_bytes is {max_bytes!r}, but must be a number of bytes above 0, or None for no bound.")
-    found = _SCHEME.fullmatch(url) if isinstance(url, str) else None
-    scheme = found.group(1) if found else "file"
-    if found is None:
-        url = f"file://{Path(url).expanduser()}" if url else "file://"
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in sorted(SCHEMES))
-        raise InputError(f"no store for {scheme}://: use a folder, or one of {known}.")
-    if options and scheme in _LOCAL:
-        raise InputError(f"options {', '.join(sorted(options))}: a store of {scheme}:// has none, leave them out.")
-    module, name = SCHEMES[scheme].split(":")
+    if isinstance(url, KeyValueStore):
+        scheme, opener = type(url).__name__, _ADAPTED
+    else:
+        if not (isinstance(url, str) and _SCHEME.fullmatch(url)):
+            url = f"file://{Path(url).expanduser()}" if url else "file://"
+        scheme, _, location = url.partition("://")
+        scheme = scheme.lower()
+        url, opener = f"{scheme}://{location}", SCHEMES.get(scheme, _REMOTE)
+    if options and opener in _LOCAL:
+        raise InputError(f"options {', '.join(sorted(options))}: {scheme} takes none, leave them out.")
+    module, name = opener.split(":")
     opened: ByteStore = getattr(import_module(module), name)(url, max_bytes, **options)
     return opened

@@ -1,0 +1,62 @@
+"""A byte store of LangChain as a place for memories.
+
+Is        one value per key of any object with `mget`, `mset`, `mdelete` and `yield_keys`.
+Flow      indexed_bytes -> [adapted_bytes] -> store. Imports neither torch nor langchain.
+Change    how such a store is asked.
+Not here  bounds and eviction -> indexed_bytes.py.
+Holds     values of others in the same store are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ultragist_rag.store.base import KeyValueStore, is_key
+from ultragist_rag.store.indexed_bytes import IndexedBytes
+
+__all__ = ["AdaptedBytes"]
+
+
+class AdaptedBytes(IndexedBytes):
+    """Bytes in a store of LangChain, under the keys as they are.
+
+    Such a store tells no sizes: those that no index tells are found out by reading, once per object.
+    """
+
+    def __init__(self, store: KeyValueStore, max_bytes: int | None = None) -> None:
+        super().__init__(type(store).__name__, max_bytes)
+        self._store = store
+        self._sizes: dict[str, int] = {}
+
+    def contains(self, key: str) -> bool:
+        """Say whether something is stored under a key, by reading it; this is no use of it.
+
+        Raises:
+            StoreError: If the place cannot be read.
+        """
+        return self.head(key, 0) is not None
+
+    def _read(self, key: str, n_bytes: int | None) -> bytes | None:
+        (data,) = self._store.mget([key])
+        return None if data is None else data[:n_bytes]
+
+    def _write(self, items: Mapping[str, bytes]) -> None:
+        self._store.mset(list(items.items()))
+        self._sizes |= {key: len(data) for key, data in items.items()}
+
+    def _remove(self, keys: Iterable[str]) -> None:
+        self._store.mdelete(list(keys))
+
+    def _list(self, folder: str, index: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        start = f"{folder}/" if folder else ""
+        keys = [key for key in self._store.yield_keys(prefix=start or None) if is_key(key) and key.startswith(start)]
+        sizes = {}
+        for key in keys:
+            size = index[key][0] if key in index else self._sizes.get(key)
+            if size is None:
+                data = self._read(key, None)
+                if data is None:  # gone meanwhile
+                    continue
+                size = len(data)
+            sizes[key] = self._sizes[key] = size
+        return sizes
