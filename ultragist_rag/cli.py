@@ -9,7 +9,6 @@ Holds     wrong input ends with one line on stderr and exit code 2; answers go t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -190,17 +189,16 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     from ultragist_rag.console import print_json
     from ultragist_rag.evaluation import quantised, report
 
-    rows: Sequence[report.Row | quantised.QuantisedRow]
     if quantise is None:
-        rows = measured = report.evaluate_model(model, base, data, (corpus, questions), limit)
-        table = report.table(measured)
+        measured = report.evaluate_model(model, base, data, (corpus, questions), limit)
+        table, rows = report.table(measured), [row.to_dict() for row in measured]
     else:
-        rows = compared = quantised.evaluate_quantised(model, data, (corpus, questions), quantise.split(","), limit)
-        table = quantised.quantised_table(compared)
+        compared = quantised.evaluate_quantised(model, data, (corpus, questions), quantise.split(","), limit)
+        table, rows = quantised.quantised_table(compared), [row.to_dict() for row in compared]
     if output is not None:
         report.write_rows(rows, output)
     if as_json:
-        print_json([row.to_dict() for row in rows])
+        print_json(rows)
     else:
         Console(width=TABLE_WIDTH).print(table)
 

@@ -44,8 +44,8 @@ GROUPS: dict[Kind, int] = {"int8": 64, "int4": 32}
 """Longest group: numbers that share a step and a lowest value."""
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
-N_METADATA = 1100
-"""Bytes of the metadata of a typical file: checksum, fingerprints, settings, segments of one window."""
+N_METADATA = 1080
+"""Bytes of the metadata of a file of the bundled model: checksum, fingerprints, settings, segments."""
 
 
 def n_groups(count: int, kind: Kind) -> int:

@@ -34,6 +34,7 @@ def make_memory(seed=0, slots=5, dtype=torch.float32, **changes):
 def same(one, other):
     """Say whether two memories are equal in every bit and every field."""
     fields = ("segments", "config", "progress", "fingerprint", "tokenizer_fingerprint", "lead_token", "joint", "dtype")
+    fields += ("verbatim",)
     pairs = zip(one.keys + one.values, other.keys + other.values, strict=True)
     return all(getattr(one, name) == getattr(other, name) for name in fields) and all(
         torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) for a, b in pairs

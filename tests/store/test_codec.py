@@ -50,9 +50,9 @@ def test_every_dtype_is_read_as_it_was_written(make_memory, same, dtype):
     [
         {"slots": 0, "progress": None},
         {"joint": True, "lead_token": None, "fingerprint": "", "tokenizer_fingerprint": ""},
-        {"segments": MIXED},
+        {"segments": MIXED, "verbatim": "regex"},
         {
-            "progress": Progress(9, 8, 1, 4, 2, (5, 6, 7), 2, (2, 4)),
+            "progress": Progress(9, 8, 1, 4, 2, (5, 6, 7), 2, (2, 4), (0, 2)),
             "config": GistConfig(window=8, ratios=(4,), rank=3),
         },
     ],

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from rich.table import Table
@@ -120,13 +119,9 @@ def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
     return [cases[index * len(cases) // count] for index in range(count)]
 
 
-class _Writable(Protocol):
-    def to_dict(self) -> dict[str, object]: ...
-
-
-def write_rows(rows: Sequence[_Writable], path: Path) -> None:
+def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write rows as JSON, with the versions they were measured with."""
-    record = {"versions": versions(), "rows": [row.to_dict() for row in rows]}
+    record = {"versions": versions(), "rows": list(rows)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

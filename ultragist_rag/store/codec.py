@@ -31,7 +31,7 @@ from ultragist_rag.store.seal import BLANK, check_seal, parse_json, put_seal, st
 __all__ = ["UPGRADES", "Expected", "check_match", "decode", "encode", "read_manifest"]
 
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda manifest: {**manifest, "quantisation": None},
+    1: lambda manifest: {**manifest, "verbatim": "", "quantisation": None},
 }
 """For each older format that is still read: its manifest in, the manifest of the format after it out."""
 
@@ -95,6 +95,7 @@ def encode(
         "mode": "joint" if memory.joint else "independent",
         "ratios": [segment.ratio for segment in memory.segments if segment.kind == "gist"],
         "lead_token": memory.lead_token,
+        "verbatim": memory.verbatim,
         "segments": [list(astuple(segment)) for segment in memory.segments],
         "progress": None if memory.progress is None else memory.progress.to_dict(),
         "dtype": _DTYPES[memory.dtype],
@@ -152,6 +153,7 @@ def decode(data: bytes, *, key: bytes = b"", expected: Expected | None = None) -
             tokenizer_fingerprint=manifest["tokenizer"],
             lead_token=manifest["lead_token"],
             joint=manifest["mode"] == "joint",
+            verbatim=manifest["verbatim"],
         )
     except (AttributeError, KeyError, TypeError, InputError, ConfigError) as error:
         raise CorruptGistError(_damaged(f"the manifest is not one of this version ({error})")) from error
@@ -165,7 +167,8 @@ def read_manifest(data: bytes, *, key: bytes = b"") -> dict[str, Any]:
         key: The key it was written with.
 
     Returns:
-        The manifest: fingerprints, config, mode, ratios, segments, progress, dtype, quantisation, layers, slots.
+        The manifest: fingerprints, config, mode, ratios, verbatim, segments, progress, dtype, quantisation, layers,
+        slots.
 
     Raises:
         CorruptGistError: If the file is not whole, was altered or has an unknown version.

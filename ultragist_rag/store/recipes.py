@@ -9,6 +9,7 @@ Holds     `recipe_of(engine.compress(text, ratio=r)) == recipe_for(engine, r)`, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ import torch
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.verbatim import CUSTOM, policy_names
 from ultragist_rag.store.codec import Expected, check_match
 from ultragist_rag.store.refs import Recipe
 from ultragist_rag.store.source import SourceRecord
@@ -46,8 +48,10 @@ class Compressor(Protocol):
     def model(self) -> Any:
         """The model; its `dtype` is that of the memories."""
 
-    def compress(self, texts: Sequence[str], *, ratio: int | Sequence[int], joint: bool) -> list[GistMemory]:
-        """Condense texts into memories, one each, at one ratio or at a ratio for each."""
+    def compress(
+        self, texts: Sequence[str], *, ratio: int | Sequence[int], joint: bool, verbatim: str | None = None
+    ) -> list[GistMemory]:
+        """Condense texts into memories, one each, at one ratio or at a ratio for each; `verbatim` names a policy."""
 
 
 def recipe_for(
@@ -93,6 +97,7 @@ def recipe_of(memory: GistMemory, ratio: int | None = None, *, dtype: str | None
         config=memory.config.to_dict(),
         ratios=_plan(memory) if ratio is None else (ratio,),
         mode=("joint" if memory.joint else "independent") + ("+raw" if memory.n_raw_tail else ""),
+        verbatim=_verbatim(memory),
         dtype=dtype or _name(memory.dtype),
     )
 
@@ -105,8 +110,9 @@ def expected_by(engine: Compressor | None, name: str) -> Expected:
 
 
 def can_repeat(recipe: Recipe) -> bool:
-    """Say whether `repeat` can make the memory of a recipe again: one ratio, no raw tail, a policy with a name."""
-    return len(recipe.ratios) == 1 and recipe.mode in ("independent", "joint") and recipe.verbatim != "custom"
+    """Say whether `repeat` can make the memory of a recipe again: one ratio, no raw tail, a policy that is known."""
+    one_way = len(recipe.ratios) == 1 and recipe.mode in ("independent", "joint")
+    return one_way and recipe.verbatim in ("", *policy_names())
 
 
 def check_recipe(recipe: Recipe, engine: Compressor) -> None:
@@ -166,6 +172,14 @@ def _plan(memory: GistMemory) -> tuple[int, ...]:
         if set(body) <= {ratio} and rest <= ratio:
             return (ratio,)
     return tuple(ratios)
+
+
+def _verbatim(memory: GistMemory) -> str:
+    """Return the name of the policy; where it has none, which tokens it kept stands for what it is."""
+    if memory.verbatim != CUSTOM:
+        return memory.verbatim
+    kept = [(one.source_start, one.source_stop) for one in memory.segments if one.kind == "verbatim"]
+    return f"{CUSTOM}-{hashlib.sha256(repr(kept).encode('ascii')).hexdigest()[:16]}"
 
 
 def _name(dtype: torch.dtype) -> str:

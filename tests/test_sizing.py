@@ -1,0 +1,100 @@
+"""Sizes counted before there is a file are those of the files that the store writes."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ultragist_rag.cli import app
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.sizing import (
+    GROUPS,
+    KINDS,
+    MODELS,
+    N_METADATA,
+    RATIOS,
+    ModelShape,
+    n_file_bytes,
+    n_groups,
+    sizes,
+    tensor_table,
+)
+from ultragist_rag.store import GistStore
+from ultragist_rag.store.codec import encode
+
+
+def n_metadata(data: bytes) -> int:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return len(json.dumps(header["__metadata__"], separators=(",", ":")))
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("n_chars", [1, 37, 300])
+def test_a_file_has_the_bytes_that_were_counted(text_engine: Any, kind: str | None, n_chars: int) -> None:
+    memory = text_engine.compress("0123456789" * 30, ratio=2) if n_chars == 300 else text_engine.compress("x" * n_chars)
+    data = encode(memory, key=b"key", name="a" * 26, stored=1_700_000_000.0, quantise=kind)
+    layers = [(tensor.shape[1], tensor.shape[3]) for tensor in memory.keys]
+    table = tensor_table(layers, memory.slots, kind or "F32")
+    assert n_file_bytes(table, n_metadata(data)) == len(data)
+
+
+def test_the_command_counts_what_a_store_writes_but_for_its_settings(text_engine: Any) -> None:
+    text = "word " * 12
+    store = GistStore.open("memory://", secret="a secret of the tests")
+    layers, heads, head_dim = len(text_engine.compress(text).keys), *text_engine.compress(text).keys[0].shape[1::2]
+    shape = ModelShape("tiny", layers, heads, head_dim)
+    for ratio in (2, 4):
+        memory: GistMemory = text_engine.compress(text, ratio=ratio)
+        (size,) = sizes(len(text), [shape], [ratio])
+        assert size.slots == memory.slots
+        for kind in KINDS:
+            data = encode(memory, name="a" * 26, stored=1_700_000_000.0, quantise=kind)
+            assert abs(size.n_bytes[kind] - len(data)) <= abs(N_METADATA - n_metadata(data)) + 8
+            assert N_METADATA * 0.6 < n_metadata(data) < N_METADATA * 1.4
+    assert len(store) == 0
+
+
+def test_the_bundled_model_is_listed_as_it_is() -> None:
+    config = json.loads((files("ultragist_rag") / "bundled" / "config.json").read_text("utf-8"))
+    shape = next(model for model in MODELS if model.name == "bundled")
+    assert shape.n_layers == config["num_hidden_layers"]
+    assert (shape.kv_heads, shape.head_dim) == (config["num_key_value_heads"], config["head_dim"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_are_no_longer_than_allowed_and_as_few_as_can_be(kind: Any) -> None:
+    for count in range(300):
+        groups = n_groups(count, kind)
+        assert groups * GROUPS[kind] >= count
+        assert (groups - 1) * GROUPS[kind] < count
+
+
+def test_tensors_lie_side_by_side_and_numbers_of_two_bytes_on_even_places() -> None:
+    for slots in range(8):
+        table = tensor_table([(3, 7), (1, 5)], slots, "int4")
+        stop = 0
+        for entry in table.values():
+            assert entry["data_offsets"][0] == stop
+            assert entry["dtype"] == "U8" or stop % 2 == 0
+            stop = entry["data_offsets"][1]
+
+
+def test_the_command_prints_every_model_ratio_and_format() -> None:
+    shown = CliRunner().invoke(app, ["sizing"])
+    assert shown.exit_code == 0, shown.output
+    for word in ("Llama-2-7B", "Qwen3-8B", "bfloat16", "int8", "int4", "KiB"):
+        assert word in shown.stdout
+    told = json.loads(CliRunner().invoke(app, ["sizing", "--json", "--tokens", "1000"]).stdout)
+    assert told["tokens"] == 1000
+    assert len(told["sizes"]) == len(MODELS) * len(RATIOS)
+    for size in told["sizes"]:
+        exact, eight, four = size["n_bytes"].values()
+        assert four < eight < exact
+        model = size["model"]
+        raw = 2 * 2 * model["n_layers"] * model["kv_heads"] * model["head_dim"] * size["slots"]
+        assert raw < exact < raw + 16_384
+    assert CliRunner().invoke(app, ["sizing", "--tokens", "0"]).exit_code == 2
