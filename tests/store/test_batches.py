@@ -17,7 +17,7 @@ TEXTS = ["The first document.", "A second, longer document about Bahrain.", "A t
 
 def evict(store, marker):
     """Remove the memory and leave its source record, as a full store does."""
-    assert store._shelf.place.delete((store._shelf._key(parse(marker), ".gist"),)) == 1
+    assert store._shelf.place.delete((store._shelf.key(parse(marker), ".gist"),)) == 1
 
 
 def test_recipes_of_memories_and_engines_agree(store, engine):

@@ -71,7 +71,7 @@ def test_an_evicted_memory_is_made_again_from_its_source(store, real):
     markers = store.get_or_compress(real, TEXTS, ratio=2)
     live = [store.get(marker, real) for marker in markers]
     for marker in markers:
-        store._shelf.place.delete((store._shelf._key(marker[10:-1], ".gist"),))
+        store._shelf.place.delete((store._shelf.key(marker[10:-1], ".gist"),))
     assert not any(marker in store for marker in markers)
     again = [store.get(marker, real) for marker in markers]
     assert all(close(one, other) for one, other in zip(live, again, strict=True))

@@ -15,7 +15,7 @@ UNKNOWN = to_marker("a" * 26)
 
 
 def evict(store, marker):
-    assert store._shelf.place.delete((store._shelf._key(parse_marker(marker), ".gist"),)) == 1
+    assert store._shelf.place.delete((store._shelf.key(parse_marker(marker), ".gist"),)) == 1
 
 
 def shape(rows):

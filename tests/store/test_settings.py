@@ -12,7 +12,7 @@ TEXTS = ["The first document.", "A second, longer document about Bahrain."]
 
 
 def evict(store, marker):
-    assert store._shelf.place.delete((store._shelf._key(marker[10:-1], ".gist"),)) == 1
+    assert store._shelf.place.delete((store._shelf.key(marker[10:-1], ".gist"),)) == 1
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

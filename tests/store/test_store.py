@@ -23,7 +23,7 @@ def files(root, ending):
 
 def evict(store, marker):
     """Remove the memory and leave its source record, as a full store does."""
-    assert store._shelf.place.delete((store._shelf._key(parse(marker), ".gist"),)) == 1
+    assert store._shelf.place.delete((store._shelf.key(parse(marker), ".gist"),)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -68,7 +68,7 @@ def test_what_is_there_is_what_is_not_too_old(brief, clock, engine, tmp_path):
 
 def test_iteration_removes_sources_whose_memory_was_evicted(brief, clock, engine, tmp_path):
     (marker,) = brief.get_or_compress(engine, ["old"])
-    brief._shelf.place.delete((brief._shelf._key(parse(marker), ".gist"),))
+    brief._shelf.place.delete((brief._shelf.key(parse(marker), ".gist"),))
     clock[0] += 60
     assert list(brief) == []
     assert files(tmp_path, brief) == 0
@@ -88,7 +88,7 @@ def test_the_time_survives_reopening_and_reading(url, clock, engine):
 def test_making_an_evicted_memory_again_does_not_make_it_younger(brief, clock, engine):
     (marker,) = brief.get_or_compress(engine, ["text"])
     clock[0] += 50
-    brief._shelf.place.delete((brief._shelf._key(parse(marker), ".gist"),))
+    brief._shelf.place.delete((brief._shelf.key(parse(marker), ".gist"),))
     brief.get(marker, engine)
     clock[0] += 10
     with pytest.raises(GistNotFoundError):
@@ -123,7 +123,7 @@ def test_without_sources_too(url, clock, engine):
 def test_a_file_that_does_not_say_its_time_counts_as_old(brief, clock, engine, monkeypatch):
     marker = brief.put(engine.one("text"), text="text")
     place = brief._shelf.place
-    key = brief._shelf._key(parse(marker), SOURCE)
+    key = brief._shelf.key(parse(marker), SOURCE)
     place.put({key: place.get(key).replace(b'"stored"', b'"others"')})
     assert brief.find_source(marker) is None
     assert marker in brief

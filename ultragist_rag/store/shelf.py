@@ -60,9 +60,9 @@ class Shelf:
         record = replace(record, stored=record.stored or round(_now(), 3))
         quantise = record.recipe.quantise
         data = codec.encode(memory, key=self.keys.files, name=record.name, stored=record.stored, quantise=quantise)
-        items = {self._key(record.name, GIST): data}
+        items = {self.key(record.name, GIST): data}
         if keep_source:
-            items = {self._key(record.name, SOURCE): source.encode(record, self.keys.files), **items}
+            items = {self.key(record.name, SOURCE): source.encode(record, self.keys.files), **items}
         self.put(items)
 
     def put(self, items: Mapping[str, bytes]) -> None:
@@ -91,7 +91,7 @@ class Shelf:
         kept = self.tiers.find(name)
         if kept is None:
             return None
-        key = self._key(name, GIST)
+        key = self.key(name, GIST)
         head = self.place.get(key) if kept.is_due else self.place.head(key, N_HEAD)
         if head is None or head[:N_HEAD] != kept.head:
             self.tiers.discard(name)
@@ -102,7 +102,7 @@ class Shelf:
         return self.tiers.use(name, kept, device)
 
     def _read(self, name: str, expected: codec.Expected, device: torch.device | None) -> GistMemory | None:
-        data = self.place.get(self._key(name, GIST))
+        data = self.place.get(self.key(name, GIST))
         if data is None:
             return None
         memory = codec.decode(data, key=self.keys.files, expected=expected)
@@ -111,24 +111,28 @@ class Shelf:
     def source(self, name: str) -> SourceRecord | None:
         """Read a source record; None if there is none."""
         self._sweep(name)
-        data = self.place.get(self._key(name, SOURCE))
+        data = self.place.get(self.key(name, SOURCE))
         return None if data is None else source.decode(data, self.keys.files, name)
 
     def has(self, name: str) -> bool:
         """Say whether a memory is here."""
         self._sweep(name)
-        return self.place.contains(self._key(name, GIST))
+        return self.place.contains(self.key(name, GIST))
 
     def delete(self, name: str) -> bool:
         """Remove a memory and its source record, wherever they are; say whether there was anything."""
         self.tiers.discard(name)
-        return self.place.delete((self._key(name, GIST), self._key(name, SOURCE))) > 0
+        return self.place.delete((self.key(name, GIST), self.key(name, SOURCE))) > 0
 
     def names(self) -> Iterator[str]:
         """Yield the ids of all memories."""
         for key, _ in self.entries():
             if key.endswith(GIST):
                 yield _name(key)
+
+    def documents(self) -> list[str]:
+        """Return the ids of all memories and source records, sorted."""
+        return sorted({_name(key) for key, _ in self.entries() if not key.endswith(RECORD)})
 
     def entries(self) -> list[tuple[str, int]]:
         """Return key and size of everything that is not too old."""
@@ -141,13 +145,14 @@ class Shelf:
         """Remove what of a memory and its source record is too old, or does not say how old it is."""
         if self.ttl is None:
             return
-        heads = {key: self.place.head(key, N_HEAD) for key in (self._key(name, GIST), self._key(name, SOURCE))}
+        heads = {key: self.place.head(key, N_HEAD) for key in (self.key(name, GIST), self.key(name, SOURCE))}
         limit = _now() - self.ttl
         old = tuple(key for key, head in heads.items() if head is not None and stored_at(head) <= limit)
         if old:
             self.place.delete(old)
 
-    def _key(self, name: str, ending: str) -> str:
+    def key(self, name: str, ending: str) -> str:
+        """Return the key of a file."""
         return f"{self.folder}/{name}{ending}"
 
 

@@ -14,7 +14,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,7 @@ import torch
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.sizing import Kind
-from ultragist_rag.store import codec, refs
+from ultragist_rag.store import codec, refs, rotation
 from ultragist_rag.store.base import GIST, RECORD, SOURCE, open_bytes
 from ultragist_rag.store.filling import fill
 from ultragist_rag.store.keys import find_secret
@@ -30,7 +29,7 @@ from ultragist_rag.store.quantise import check_kind
 from ultragist_rag.store.reading import StoreReader
 from ultragist_rag.store.recipes import Compressor, recipe_for, recipe_of
 from ultragist_rag.store.records import Records
-from ultragist_rag.store.reports import StoreProgress, StoreStats
+from ultragist_rag.store.reports import Rotation, StoreProgress, StoreStats
 from ultragist_rag.store.resolving import check_lists
 from ultragist_rag.store.scope import hand_out
 from ultragist_rag.store.shelf import Shelf
@@ -110,7 +109,7 @@ class GistStore(StoreReader):
         shelf = Shelf(place, namespace, find_secret(secret, place.secret_source), ttl, quota, tiers)
         return cls(shelf, keep_source=keep_source, quantise=kind)
 
-    @cached_property
+    @property
     def records(self) -> Records:
         """Documents of users' own in this namespace: JSON under a kind and a name, never evicted."""
         return Records(self._shelf)
@@ -225,6 +224,62 @@ class GistStore(StoreReader):
         n_hits, n_misses = fill(self._shelf, engine, records, self.keep_source, progress or (lambda _: None))
         self._count(hits=n_hits, misses=n_misses)
         return [hand_out(record.name) for record in records]
+
+    def rotate(
+        self, new_secret: str | bytes, *, drop: bool = False, progress: Callable[[int, int], object] | None = None
+    ) -> Rotation:
+        """Sign everything with another secret, and use that from here on: every memory gets a new id.
+
+        New ids come from source records, so memories without one stay behind under the old secret. Nothing is
+        compressed. A run that was interrupted is run again; nobody else should write to the namespace meanwhile.
+
+        Args:
+            new_secret: The secret from now on.
+            drop: Whether to remove what cannot be given a new id: memories without a source record, damaged files.
+            progress: Called after each memory with how many are done, and how many there are.
+
+        Returns:
+            New markers by old ones, and what stayed behind.
+
+        Raises:
+            InputError: If the new secret is empty, or the old one.
+            StoreError: If the place cannot be written.
+        """
+        old = self._shelf
+        secret = find_secret(new_secret, old.place.secret_source)
+        new = Shelf(old.place, old.namespace, secret, old.ttl, old.quota, old.tiers)
+        if new.folder == old.folder:
+            raise InputError("the new secret is the one that the store has already: nothing was changed.")
+        report = rotation.rotate(old, new, drop=drop, progress=progress)
+        self._shelf = new
+        return report
+
+    def copy_to(
+        self,
+        other: GistStore,
+        *,
+        quantise: Kind | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Rotation:
+        """Copy everything to another store: another place, namespace, secret or quantisation.
+
+        Nothing is compressed. What is in the other store already is not copied again, so a run that was interrupted
+        goes on where it was.
+
+        Args:
+            other: Where to; its own quantisation is not looked at.
+            quantise: `int8` or `int4` for memories that have another one; None to copy bit by bit.
+            progress: Called after each memory with how many are done, and how many there are.
+
+        Returns:
+            New markers by old ones, and what could not be copied: memories whose new id needs a source record.
+
+        Raises:
+            InputError: If there is no such quantisation.
+            StoreError: If a place fails.
+        """
+        kind = None if quantise is None else check_kind(quantise)
+        return rotation.copy(self._shelf, other._shelf, kind, progress)
 
     def stats(self) -> StoreStats:
         """Count what is there."""
