@@ -124,8 +124,8 @@ def test_an_engine_is_loaded_at_first_use_and_anew_when_settings_change(monkeypa
 
 
 def test_a_policy_is_checked_when_the_component_is_made(store):
-    fields = CondenseFields(store=store, slots=100, ratios=(2, 4), min_tokens=5, on_miss="stored")
-    assert fields._policy() == CondensePolicy(slots=100, ratios=(2, 4), min_tokens=5, on_miss="stored")
+    settings = {"slots": 100, "ratios": (2, 4), "min_tokens": 5, "on_miss": "stored", "verbatim": "regex"}
+    assert CondenseFields(store=store, **settings)._policy() == CondensePolicy(**settings)
     with pytest.raises(ValueError, match="ratio is 0"):
         CondenseFields(store=store, ratio=0)
     with pytest.raises(ValueError, match="store"):

@@ -155,6 +155,38 @@ def test_stored_resolutions_are_good_enough_if_asked(text_engine, store, calls):
     assert condense(text_engine, store, TEXTS[:1], policy=CondensePolicy(ratio=4, on_miss="stored"))[0].ratio == 8
 
 
+EXACT = ["Order A-4711 of 2024-05-01 is late, and nobody knows for how long. ", "Ring 0171 today, it is urgent."]
+
+
+@pytest.mark.parametrize("budget", [60, 70, 90, 200])
+def test_verbatim_tokens_count_in_the_budget(text_engine, store, budget):
+    policy = CondensePolicy(slots=budget, verbatim="regex")
+    result = condense(text_engine, store, EXACT, policy=policy)
+    memories = [store.get(one.marker, text_engine) for one in result]
+    assert [(m.n_verbatim, m.verbatim) for m in memories] == [(16, "regex"), (4, "regex")]
+    assert sum(memory.slots for memory in memories) <= budget
+    assert [
+        store.find(text, text_engine, one.ratio, verbatim="regex") for text, one in zip(EXACT, result, strict=True)
+    ] == [one.marker for one in result]
+
+
+def test_a_budget_without_room_for_verbatim_tokens_is_refused(text_engine, store, calls):
+    with pytest.raises(InputError, match="20 of them taken already"):
+        condense(text_engine, store, EXACT, policy=CondensePolicy(slots=25, verbatim="regex"))
+    assert calls == []
+
+
+def test_a_reference_serves_another_policy_only_where_nothing_is_asked(text_engine, store, calls):
+    (marker,) = store.get_or_compress(text_engine, EXACT[:1], ratio=8, verbatim="regex")
+    reference = [parse_marker(marker)]
+    calls.clear()
+    for policy in (CondensePolicy(), CondensePolicy(verbatim="regex"), CondensePolicy(ratio=8, verbatim="regex")):
+        assert condense(text_engine, store, EXACT[:1], references=reference, policy=policy)[0].marker == marker
+    assert calls == []
+    for policy in (CondensePolicy(ratio=8), CondensePolicy(verbatim="both"), CondensePolicy(slots=200)):
+        assert condense(text_engine, store, EXACT[:1], references=reference, policy=policy)[0].marker != marker
+
+
 def test_metadata_that_json_cannot_carry_is_left_out(text_engine, store):
     notes = [{"page": 3, "score": math.nan, "object": object(), REFERENCE: "x"}]
     (one,) = condense(text_engine, store, TEXTS[:1], metadata=notes)
@@ -180,6 +212,7 @@ def test_what_is_condensed_in_a_scope_can_be_read_in_it(text_engine, store):
         {"ratios": (2, 4)},
         {"min_tokens": -1},
         {"on_miss": "ignore"},
+        {"verbatim": "digits"},
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(values):

@@ -91,6 +91,9 @@ class CondenseFields(EngineFields):
     on_miss: Literal["compress", "stored"] = "compress"
     """`stored` takes what is in the store already where that fits, and compresses only what is not."""
 
+    verbatim: str | None = None
+    """Policy of the tokens that stay raw beside the gists: `regex`, `surprisal`, `both` or one of your own."""
+
     @model_validator(mode="after")
     def _check_condense_policy(self) -> Any:
         self._policy()
@@ -104,6 +107,7 @@ class CondenseFields(EngineFields):
             ratios=self.ratios,
             min_tokens=self.min_tokens,
             on_miss=self.on_miss,
+            verbatim=self.verbatim,
         )
 
 

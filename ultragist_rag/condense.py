@@ -21,6 +21,8 @@ from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import InputError, MemoryMismatchError
 from ultragist_rag.layout.budget import plan_ratios
 from ultragist_rag.memory.documents import ids_of_text
+from ultragist_rag.memory.ingest import verbatim_tokens
+from ultragist_rag.memory.verbatim import policy_name
 from ultragist_rag.store import GistStore, SourceRecord, neutralise, parse_marker
 from ultragist_rag.store.recipes import check_recipe, recipe_of
 from ultragist_rag.store.resolving import check_lists
@@ -41,12 +43,13 @@ class CondensePolicy:
 
     Attributes:
         ratio: Raw tokens per gist token, for all texts. None takes what `slots` demands, else the ratio of the engine's
-            config; a memory that a reference names then serves at its own ratio.
+            config; a memory that a reference names then serves at its own ratio, and without `verbatim` as it is.
         slots: Slots that all memories of a call may take together; every text then gets a ratio of its own.
         ratios: Ratios to choose from; empty for those that the engine's config names.
         min_tokens: A text of fewer tokens stays text; it takes no slots.
         on_miss: `compress` makes the memory that is asked for. `stored` is content with a smaller one that is stored
             already, and compresses only texts that have none.
+        verbatim: Name of the policy whose tokens stay raw beside the gists, counted in `slots`; None for none.
 
     Raises:
         InputError: If a value does not fit, or two exclude each other.
@@ -57,9 +60,11 @@ class CondensePolicy:
     ratios: tuple[int, ...] = ()
     min_tokens: int = 0
     on_miss: Literal["compress", "stored"] = "compress"
+    verbatim: str | None = None
 
     def __post_init__(self) -> None:
         """Check everything once."""
+        policy_name(self.verbatim)
         numbers = [("ratio", self.ratio), ("slots", self.slots), *(("each of ratios", one) for one in self.ratios)]
         for name, value in numbers:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -183,13 +188,13 @@ def _find_or_make(
         wanted = [policy.ratio or engine.config.ratio] * len(waiting)
     else:
         lengths, weights = [one.n_tokens for one in waiting], [one.weight for one in waiting]
-        wanted = plan_ratios(lengths, policy.slots, choices, engine.config.n_stride, weights, taken=n_passed)
-    is_free = policy.ratio is None and policy.slots is None
+        taken = n_passed + sum(verbatim_tokens(engine, [one.text for one in waiting], policy.verbatim))
+        wanted = plan_ratios(lengths, policy.slots, choices, engine.config.n_stride, weights, taken=taken)
     found: list[tuple[_Waiting, str, int]] = []
     missing: list[tuple[_Waiting, int]] = []
     for one, ratio in zip(waiting, wanted, strict=True):
         more = sorted({ratio, *(other for other in choices if other > ratio)}) if policy.on_miss == "stored" else []
-        stored = _stored(engine, store, one, more or [ratio], is_free=is_free, looks=bool(more))
+        stored = _stored(engine, store, one, more or [ratio], policy, looks=bool(more))
         if stored is None:
             missing.append((one, ratio))
         else:
@@ -199,21 +204,25 @@ def _find_or_make(
         [one.text for one, _ in missing],
         ratio=[ratio for _, ratio in missing],
         metadata=[one.metadata for one, _ in missing],
+        verbatim=policy.verbatim,
     )
     return found + [(one, marker, ratio) for (one, ratio), marker in zip(missing, markers, strict=True)]
 
 
 def _stored(
-    engine: UltraGist, store: GistStore, one: _Waiting, ratios: Sequence[int], *, is_free: bool, looks: bool
+    engine: UltraGist, store: GistStore, one: _Waiting, ratios: Sequence[int], policy: CondensePolicy, *, looks: bool
 ) -> tuple[str, int] | None:
     """Return marker and ratio of the first of these ratios that is stored; that of a reference needs no look-up."""
-    own = one.record.recipe.ratios[0] if one.record is not None else None
+    recipe = one.record.recipe if one.record is not None else None
+    own = recipe.ratios[0] if recipe is not None else None
+    fits = recipe is not None and recipe.verbatim == policy_name(policy.verbatim)
+    is_free = policy.ratio is None and policy.slots is None and (fits or policy.verbatim is None)
     if one.record is not None and own is not None and is_free:
         return hand_out(one.record.name), own
     for ratio in ratios:
-        if one.record is not None and ratio == own:
+        if one.record is not None and fits and ratio == own:
             return hand_out(one.record.name), ratio
-        marker = store.find(one.text, engine, ratio) if looks else None
+        marker = store.find(one.text, engine, ratio, verbatim=policy.verbatim) if looks else None
         if marker is not None:
             return marker, ratio
     return None
