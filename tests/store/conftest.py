@@ -83,9 +83,11 @@ def engine():
     return TextEngine()
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", pytest.param("redis", marks=pytest.mark.redis)])
 def url(request, tmp_path):
     """One URL for each kind of store; the same kind opened twice with it is the same store."""
+    if request.param == "redis":
+        return request.getfixturevalue("redis_url")
     return {"memory": f"memory://{tmp_path}", "file": str(tmp_path / "gists")}[request.param]
 
 
