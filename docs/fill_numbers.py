@@ -1,6 +1,7 @@
 """Write measured numbers into README.md, docs and the model card, from the files that commands printed.
 
 ultragist-rag evaluate --data DATA --base BASE --output docs/results/bundled.json
+ultragist-rag evaluate --quantise int8,int4 --output docs/results/quantisation.json
 ultragist-rag demo > docs/results/demo.txt
 python docs/fill_numbers.py
 """
@@ -9,14 +10,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from ultragist_rag.sizing import size_rows, sizes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", ROOT / "ultragist_rag" / "bundled" / "README.md")
 SHOWN = ("full", "composed", "closed")  # on README; the model card has every row
 COMMAND = "ultragist-rag evaluate --data DATA --base BASE --limit N"
+QUANTISED = "ultragist-rag evaluate --quantise int8,int4"
+N_TOKENS = 512  # of the document whose bytes are counted
 
 
 def results_table(record: dict[str, Any]) -> str:
@@ -37,10 +43,47 @@ def results_table(record: dict[str, Any]) -> str:
             f"{unseen:.3f}" if unseen == unseen else "",  # NaN where no wording is held out
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return "\n".join(
-        [*lines, "", f"Printed by `{COMMAND}`, N being the number of questions ({versions}, CPU, float32)."]
+        [*lines, "", f"Printed by `{COMMAND}`, N being the number of questions ({_versions(record)}, CPU, float32)."]
     )
+
+
+def sizing_table() -> str:
+    """What `ultragist-rag sizing` prints, as a Markdown table."""
+    head, *rows = size_rows(sizes(N_TOKENS))
+    return _markdown(head, rows, 3) + f"\n\nKiB of a document of {N_TOKENS} tokens, printed by `ultragist-rag sizing`."
+
+
+def quantisation_table() -> str:
+    """What quantised memories answer, as a Markdown table."""
+    record = json.loads((RESULTS / "quantisation.json").read_text(encoding="utf-8"))
+    head = ["stored as", "KiB a document", "error of keys", "error of values", "exact match (95 %)"]
+    head += ["difference (95 %)", "other answers"]
+    rows = [
+        [
+            row["dtype"],
+            f"{row['n_bytes'] / 1024:.1f}",
+            f"{row['key_error']:.4f}",
+            f"{row['value_error']:.4f}",
+            _interval(row["exact_match"]),
+            _interval(row["difference"]),
+            f"{row['changed']:.3f}",
+        ]
+        for row in record["rows"]
+    ]
+    first = record["rows"][0]
+    note = f"{first['questions']} questions at ratio {first['ratio']}, printed by `{QUANTISED}`"
+    return _markdown(head, rows, 1) + f"\n\n{note} ({_versions(record)}, CPU, float32)."
+
+
+def _markdown(head: list[str], rows: Iterable[list[str]], left: int) -> str:
+    """A table whose columns stand right, but for the first ones."""
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def _versions(record: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
 
 
 def _interval(values: list[float]) -> str:
@@ -63,8 +106,24 @@ def filled(page: str, path: Path, record: dict[str, Any]) -> str:
     return fill(fill(page, "results", results_table(record)), "demo", f"```\n{demo}\n```")
 
 
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "operations.md": {"sizing": sizing_table, "quantisation": quantisation_table},
+}
+"""Pages of docs, and what makes the block between the marks of each name."""
+
+
+def filled_page(page: str, name: str) -> str:
+    """A page of docs with the numbers of today."""
+    for mark, make in BLOCKS[name].items():
+        page = fill(page, mark, make())
+    return page
+
+
 def main() -> None:
     """Fill every page that has marks."""
+    for name in BLOCKS:
+        path = ROOT / "docs" / name
+        path.write_text(filled_page(path.read_text(encoding="utf-8"), name), encoding="utf-8")
     record = json.loads((RESULTS / "bundled.json").read_text(encoding="utf-8"))
     for path in PAGES:
         path.write_text(filled(path.read_text(encoding="utf-8"), path, record), encoding="utf-8")

@@ -20,6 +20,7 @@ from ultragist_rag.sizing import (
     ModelShape,
     n_file_bytes,
     n_groups,
+    size_rows,
     sizes,
     tensor_table,
 )
@@ -98,3 +99,10 @@ def test_the_command_prints_every_model_ratio_and_format() -> None:
         raw = 2 * 2 * model["n_layers"] * model["kv_heads"] * model["head_dim"] * size["slots"]
         assert raw < exact < raw + 16_384
     assert CliRunner().invoke(app, ["sizing", "--tokens", "0"]).exit_code == 2
+
+
+def test_rows_show_each_model_once_and_its_kib() -> None:
+    head, *rows = size_rows(sizes(512, MODELS[:2], (4, 8)))
+    assert head[3:] == ["ratio 4 (128 slots)", "ratio 8 (64 slots)"]
+    assert [row[:3] for row in rows[3:5]] == [["Llama-3.2-1B", "16 x 8 x 64", "bfloat16"], ["", "", "int8"]]
+    assert float(rows[3][3].replace(",", "")) == round(sizes(512)[4].n_bytes["bfloat16"] / 1024, 1)

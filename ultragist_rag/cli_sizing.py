@@ -28,18 +28,18 @@ def sizing(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines, in bytes.")] = False,
 ) -> None:
     """Count the bytes of a stored document for common models, ratios and number formats."""
-    from ultragist_rag.sizing import sizes
+    from ultragist_rag.sizing import size_rows, sizes
 
     found = sizes(tokens)
     if as_json:
         typer.echo(json.dumps({"tokens": tokens, "sizes": [asdict(size) for size in found]}, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "layers x kv heads x head dim", "ratio", "slots", *found[0].n_bytes, title="KiB a document")
-    for size in found:
-        shape = f"{size.model.n_layers} x {size.model.kv_heads} x {size.model.head_dim}"
-        kib = (f"{n_bytes / 1024:,.1f}" for n_bytes in size.n_bytes.values())
-        table.add_row(size.model.name, shape, str(size.ratio), str(size.slots), *kib)
+    head, *rows = size_rows(found)
+    columns = (Column(name, justify="right" if name.startswith("ratio") else "left") for name in head)
+    table = Table(*columns, title=f"KiB of a document of {tokens:,} tokens")
+    for row in rows:
+        table.add_row(*row)
     Console(width=_WIDTH).print(table)

@@ -28,6 +28,7 @@ __all__ = [
     "Size",
     "n_file_bytes",
     "n_groups",
+    "size_rows",
     "sizes",
     "tensor_table",
 ]
@@ -171,3 +172,23 @@ def sizes(n_tokens: int, models: Sequence[ModelShape] = MODELS, ratios: Sequence
             }
             found.append(Size(model, ratio, slots, n_bytes))
     return found
+
+
+def size_rows(found: Sequence[Size]) -> list[list[str]]:
+    """Return sizes as a table of KiB: a head, then a row for each model and number format.
+
+    Args:
+        found: What `sizes` returned.
+
+    Returns:
+        Rows of equal length. Model and shape stand in the first row of each model only.
+    """
+    columns = {size.ratio: f"ratio {size.ratio} ({size.slots:,} slots)" for size in found}
+    rows = [["model", "layers x kv heads x head dim", "stored as", *columns.values()]]
+    for model in dict.fromkeys(size.model for size in found):
+        names = [model.name, f"{model.n_layers} x {model.kv_heads} x {model.head_dim}"]
+        mine = [size.n_bytes for size in found if size.model == model]
+        for dtype in mine[0]:
+            rows.append([*names, dtype, *(f"{n_bytes[dtype] / 1024:,.1f}" for n_bytes in mine)])
+            names = ["", ""]
+    return rows

@@ -30,3 +30,20 @@ def test_pages_hold_the_measured_numbers(place: int) -> None:
     (full,) = (row for row in record["rows"] if (row["task"], row["method"]) == ("corpus", "full"))
     assert f"{full['exact_match'][0]:.3f}" in page
     assert script.fill("<!-- a:begin -->\nold\n<!-- a:end -->", "a", "new") == "<!-- a:begin -->\nnew\n<!-- a:end -->"
+
+
+def test_pages_of_docs_hold_the_numbers_of_the_commands() -> None:
+    script = _script()
+    for name, blocks in script.BLOCKS.items():
+        page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert script.filled_page(page, name) == page
+        for mark, make in blocks.items():
+            assert f"<!-- {mark}:begin -->\n{make()}\n<!-- {mark}:end -->" in page
+
+
+def test_quantised_memories_answer_as_well_as_promised() -> None:
+    record = json.loads((_script().RESULTS / "quantisation.json").read_text(encoding="utf-8"))
+    rows = {row["dtype"]: row for row in record["rows"]}
+    assert min(row["questions"] for row in rows.values()) >= 150
+    assert rows["int8"]["difference"][0] >= -0.01
+    assert rows["int4"]["difference"][0] >= -0.03
