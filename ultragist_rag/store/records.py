@@ -125,13 +125,28 @@ class Records:
         """Yield kind and name of every record whose head is whole."""
         for key, _ in list(self._shelf.place.entries(self._shelf.folder)):
             if key.endswith(RECORD):
-                found = self.head(key)
+                found = self._told(key, self._shelf.place.head(key, _N_HEAD) or b"")
                 if found is not None:
                     yield found
 
-    def head(self, key: str) -> tuple[str, str] | None:
-        """Return what the file under a key says it is; None if it is gone, damaged or lies under another's key."""
-        found = _HEAD.search(self._shelf.place.head(key, _N_HEAD) or b"")
+    def check(self, key: str, data: bytes) -> None:
+        """Check the file of a record, whatever it is.
+
+        Args:
+            key: What it lies under.
+            data: The file.
+
+        Raises:
+            CorruptGistError: If it is damaged, or lies under the key of another.
+        """
+        found = self._told(key, data[:_N_HEAD])
+        if found is None:
+            raise CorruptGistError(f"{key} does not say which record it is. Restore the file, or delete it.")
+        self._decode(data, *found)
+
+    def _told(self, key: str, head: bytes) -> tuple[str, str] | None:
+        """Return what the head of a file says it is; None if it is damaged or lies under the key of another."""
+        found = _HEAD.search(head)
         if found is None:
             return None
         try:
