@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ from ultragist_rag.modeling.fingerprint import active_adapters, model_fingerprin
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.modeling.loading import load
 from ultragist_rag.modeling.saving import save
+
+if TYPE_CHECKING:
+    from ultragist_rag.session import GistSession
 
 __all__ = ["ForwardOutput", "UltraGist"]
 
@@ -279,6 +282,12 @@ class UltraGist:
     def stream(self, pieces: Any, **settings: Any) -> Iterator[Any]:
         """Answer a prompt bit by bit, until it is closed; see `memory.stream.stream`."""
         return stream(self, pieces, **settings)
+
+    def session(self, slots: int | None = None, recent: int | None = None, **settings: Any) -> GistSession:
+        """Begin a conversation that never takes more than a number of slots; see `GistSession.create`."""
+        from ultragist_rag.session import GistSession
+
+        return GistSession.create(self, slots=slots, recent=recent, **settings)
 
     def save_pretrained(
         self, path: str | Path, *, adapter_only: bool = False, base: str | None = None, revision: str | None = None

@@ -1,0 +1,178 @@
+"""A saved session is the session, without work for the model; what was forgotten leaves the store."""
+
+import pytest
+from talking import CHATML, SIZES, fill, same
+
+from ultragist_rag import CorruptGistError, InputError, StoreError
+from ultragist_rag.session import GistSession
+from ultragist_rag.store import GistStore
+
+pytestmark = pytest.mark.filterwarnings("ignore:the session has more turns")
+
+
+@pytest.fixture(params=["chat", "plain"])
+def talking(request, text_engine, monkeypatch):
+    monkeypatch.setattr(text_engine.tokenizer, "chat_template", CHATML)
+
+    def make(**settings):
+        return text_engine.session(**SIZES, template=request.param, **settings)
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path, own_secret):
+    return GistStore.open(tmp_path)
+
+
+def everything(store):
+    """All that a store holds, as text."""
+    records = "".join(str(store.records.get(kind, name)) for kind, name in store.records)
+    return records + "".join(record.text for marker in store if (record := store.find_source(marker)))
+
+
+def test_what_is_loaded_answers_as_what_was_saved_and_costs_the_model_nothing(talking, store, text_engine):
+    session = talking(store=store, name="long")
+    fill(session, 150)
+    session.pin(147)
+    session.save()
+    loaded = GistSession.load(text_engine, store, "long")
+    assert loaded.turns() == session.turns()
+    assert same(loaded, session)
+    assert loaded.stats().n_compressed_tokens == 0
+    for one in (session, loaded):
+        one.forget(120)
+        assert fill(one, 3, 7) == [150, 151, 152]
+    assert same(loaded, session)
+    assert GistSession.names(store) == ["long"]
+
+
+def test_memories_that_had_to_make_room_are_made_again(talking, store, text_engine):
+    session = talking(store=store)
+    fill(session, 30)
+    session.save("short")
+    for marker in list(store):
+        store.delete(marker)
+    loaded = GistSession.load(text_engine, store, "short")
+    assert loaded.stats().n_compressed_tokens > 0
+    assert same(loaded, session)
+
+
+def test_a_session_moves_to_the_store_it_is_saved_in(talking, store, text_engine):
+    session = talking()
+    fill(session, 100)
+    session.save("moved", store)
+    assert session.store is store
+    fill(session, 70, 100)
+    session.save()
+    assert same(GistSession.load(text_engine, store, "moved"), session)
+
+
+def test_what_is_forgotten_leaves_the_store_unless_a_fork_needs_it(talking, store):
+    session = talking(store=store, name="main")
+    fill(session, 5)
+    secret = session.append("user", "the password is swordfish")
+    fill(session, 80)
+    session.save()
+    fork = session.fork("fork")
+    fork.save()
+    assert "swordfish" in everything(store)
+    session.forget(secret)
+    session.save()
+    assert "swordfish" in everything(store)
+    fork.forget(secret)
+    fork.save()
+    assert "swordfish" not in everything(store)
+
+
+def test_forks_of_other_processes_are_asked_too(talking, store, text_engine):
+    session = talking(store=store, name="main")
+    fill(session, 70)
+    session.save()
+    GistSession.load(text_engine, store, "main").fork("fork").save()
+    session.rewind(3)
+    session.save()
+    assert len(GistSession.load(text_engine, store, "fork").turns()) == 70
+    assert GistSession.delete(store, "main")
+    assert len(GistSession.load(text_engine, store, "fork").turns()) == 70
+    assert GistSession.delete(store, "fork")
+    assert not GistSession.delete(store, "fork")
+    assert list(store.records) == []
+    assert len(store) == 0
+
+
+def test_saving_again_leaves_nothing_behind(talking, store):
+    session = talking(store=store, name="main")
+    for number in range(40):
+        fill(session, 1, number)
+        session.save()
+    manifest = store.records.get("session", "main")
+    assert set(store.records.names("page")) == set(manifest["pages"])
+    assert set(store) == {marker for *_, marker in manifest["memories"]}
+
+
+def test_sessions_do_not_overwrite_each_other(talking, store, text_engine):
+    session = talking(store=store, name="main")
+    fill(session, 2)
+    session.save()
+    with pytest.raises(InputError, match="another session"):
+        talking(store=store, name="main")
+    with pytest.raises(InputError, match="another session"):
+        talking(store=store).save("main")
+    other = GistSession.load(text_engine, store, "main")
+    other.append("user", "first")
+    other.save()
+    session.append("user", "second")
+    with pytest.raises(StoreError, match="somebody else"):
+        session.save()
+    session.save("mine")
+    assert [turn.content for turn in GistSession.load(text_engine, store, "main").turns()][-1] == "first"
+    with pytest.raises(InputError, match="no name"):
+        talking().save()
+    with pytest.raises(InputError, match="no session 'nobody'"):
+        GistSession.load(text_engine, store, "nobody")
+
+
+def test_a_save_that_fails_leaves_what_was_saved_before(talking, store, text_engine, monkeypatch):
+    session = talking(store=store, name="main")
+    fill(session, 10)
+    session.save()
+    before = session.turns()
+    fill(session, 10, 10)
+
+    def full(*_):
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.records), "put_all", full)
+        with pytest.raises(StoreError, match="full"):
+            session.save()
+    assert [turn.content for turn in GistSession.load(text_engine, store, "main").turns()] == [
+        turn.content for turn in before
+    ]
+    session.save()
+    assert same(GistSession.load(text_engine, store, "main"), session)
+
+
+def test_a_page_that_is_gone_is_reported(talking, store, text_engine):
+    session = talking(store=store, name="main")
+    fill(session, 70)
+    session.save()
+    store.records.delete("page", store.records.names("page"))
+    with pytest.raises(CorruptGistError, match="page"):
+        GistSession.load(text_engine, store, "main")
+
+
+def test_tool_turns_and_names_come_back_as_they_were(talking, store, text_engine):
+    session = talking(store=store, name="tools")
+    session.append("user", "what is the weather?", name="Ada")
+    call = {"name": "weather", "arguments": {"town": "Lomé"}, "id": "call_1"}
+    if session._maker.rendering.kind == "plain":
+        session.append("assistant", None, tool_calls=[call])
+        session.append("tool", "rain", tool_call_id="call_1")
+        session.save()
+        said = [turn.said for turn in GistSession.load(text_engine, store, "tools").turns()]
+        assert said[1]["tool_calls"] == [call]
+        assert said[2]["tool_call_id"] == "call_1"
+    session.save()
+    assert GistSession.load(text_engine, store, "tools").turns() == session.turns()

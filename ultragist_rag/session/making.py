@@ -1,0 +1,234 @@
+"""From turns to memories: count them, plan them, compress what the plan wants and nothing else.
+
+Is        `Maker`: engine, rendering and settings of a session; every method returns a new `State`.
+Flow      engine, store, rendering, state -> [making] -> session.
+Change    when a segment is compressed, what it is compressed from.
+Not here  the order of ratios -> layout/session_plan.py; what callers ask for -> session.py.
+Holds     a memory is made of its own segment alone, so it does not matter which other turns there are, or were.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ultragist_rag.engine import UltraGist
+from ultragist_rag.errors import CorruptGistError, GistNotFoundError, MemoryMismatchError
+from ultragist_rag.layout.session_plan import SessionPlan
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.session.pages import Archive
+from ultragist_rag.session.rendering import Rendering
+from ultragist_rag.session.settings import SessionSettings
+from ultragist_rag.session.state import Held, Part, State, Turn, planned
+from ultragist_rag.session.turns import Said
+from ultragist_rag.store import GistStore
+from ultragist_rag.types import TokenIds
+
+__all__ = ["Maker"]
+
+_log = logging.getLogger(__name__)
+
+
+class Maker:
+    """Makes states of one session."""
+
+    def __init__(self, engine: UltraGist, rendering: Rendering, settings: SessionSettings, store: GistStore) -> None:
+        """Make memories with an engine.
+
+        Args:
+            engine: The engine.
+            rendering: How turns are written.
+            settings: Of the session.
+            store: Where documents may be that were compressed before.
+        """
+        self.engine, self.rendering, self.settings, self.store = engine, rendering, settings, store
+        self.n_compressed_tokens = 0
+        self._warned = False
+
+    @cached_property
+    def empty(self) -> SessionPlan:
+        """A plan without segments."""
+        return self.settings.plan(self.engine.config)
+
+    def copy(self) -> Maker:
+        """Return one that counts for itself."""
+        return Maker(self.engine, self.rendering, self.settings, self.store)
+
+    def measure(self, number: int, said: Said, **about: Any) -> Turn:
+        """Return what is known of a turn without reading it again.
+
+        Raises:
+            InputError: If it cannot be rendered.
+        """
+        documents = self._documents(said)
+        lengths = [len(self._ids(document)) for document in documents]
+        extras: list[int] = []
+        if self.settings.verbatim is not None:
+            ratios = [self.settings.ladder[0]] * len(documents)
+            extras = [memory.n_verbatim for memory in self._compress(documents, ratios)]
+        return Turn(number, tuple(lengths), tuple(extras) if any(extras) else (), **about)
+
+    def grown(self, state: State, added: Sequence[tuple[Turn, Said]]) -> State:
+        """Return a state with more turns behind the others."""
+        plan = state.plan.copy()
+        for turn, _ in added:
+            for entry in turn.entries():
+                plan.append(entry)
+        changed = replace(
+            state,
+            archive=state.archive.append([(turn.id, said) for turn, said in added]),
+            turns=(*state.turns, *(turn for turn, _ in added)),
+            next_id=max((turn.id + 1 for turn, _ in added), default=state.next_id),
+            plan=plan,
+        )
+        return self.settle(changed)
+
+    def without(self, state: State, gone: Collection[int]) -> State:
+        """Return a state as if some turns had never been."""
+        turns = tuple(turn for turn in state.turns if turn.id not in gone)
+        return self.replanned(replace(state, archive=state.archive.without(gone)), turns)
+
+    def replanned(self, state: State, turns: Iterable[Turn]) -> State:
+        """Return a state with other turns, all of which are in the archive."""
+        turns = tuple(turns)
+        return self.settle(replace(state, turns=turns, plan=planned(self.empty, turns)))
+
+    def measured_again(self, state: State) -> State:
+        """Return a state whose turns are counted anew, for another tokenizer or template; its memories are void."""
+        turns = [
+            replace(self.measure(turn.id, said), pinned=turn.pinned, key=turn.key, digest=turn.digest)
+            for turn, (_, said) in zip(state.turns, state.archive, strict=True)
+        ]
+        return replace(state, turns=tuple(turns), plan=planned(self.empty, turns), held={})
+
+    def check_pins(self, turns: Iterable[Turn]) -> None:
+        """Refuse more pinned turns than there are slots for, also if some of them are still tokens.
+
+        Raises:
+            ContextOverflowError: If there are too many.
+        """
+        plan = SessionPlan(self.settings.slots, self.settings.ladder[:1], self.empty.window)
+        for turn in turns:
+            for entry in turn.entries() if turn.pinned else ():
+                plan.append(entry)
+
+    def settle(self, state: State, found: Mapping[Part, Held] | None = None) -> State:
+        """Return a state with the memories that its plan wants: those that it has, and new ones.
+
+        Args:
+            state: With a plan.
+            found: Memories that may serve besides those of the state.
+
+        Returns:
+            The state, ready.
+        """
+        there = {**state.held, **(found or {})}
+        held: dict[Part, Held] = {}
+        missing: dict[Part, int] = {}
+        for part, ratio in state.plan.ratios().items():
+            one = there.get(part)  # type: ignore[call-overload]
+            if one is not None and one.ratio == ratio:
+                held[part] = one  # type: ignore[index]
+            else:
+                missing[part] = ratio  # type: ignore[index]
+        held.update(self.make(state.archive, missing))
+        settled = replace(state, held=held)
+        if not self._warned and len(held) + len(state.recent) < sum(len(turn.lengths) for turn in state.turns):
+            self._warned = True
+            message = (
+                f"the session has more turns than {self.settings.slots} slots can hold: the oldest ones are in the "
+                "archive only from now on. Ask with select=... to retrieve them, or make sessions with more slots."
+            )
+            _log.warning(message)
+            warnings.warn(message, stacklevel=4)
+        return settled
+
+    def make(self, archive: Archive, wanted: Mapping[Part, int]) -> dict[Part, Held]:
+        """Compress segments, each by itself.
+
+        Args:
+            archive: With their texts.
+            wanted: Ratio of each segment.
+
+        Returns:
+            Their memories.
+        """
+        parts = sorted(wanted)
+        documents: dict[Part, str | Tensor] = {}
+        for number, several in groupby(parts, key=lambda part: part[0]):
+            of_turn = self._documents(archive[number])
+            documents.update((part, of_turn[part[1]]) for part in several)
+        held = {part: found for part in parts if (found := self._find(documents[part], wanted[part])) is not None}
+        missing = [part for part in parts if part not in held]
+        memories = self._compress([documents[part] for part in missing], [wanted[part] for part in missing])
+        made = zip(missing, memories, strict=True)
+        return held | {part: Held(memory, wanted[part]) for part, memory in made}
+
+    def fetch(self, wanted: Mapping[Part, tuple[int, str]]) -> dict[Part, Held]:
+        """Read memories from the store; those that are gone, damaged or of another model are left out."""
+        read = ((part, ratio, marker, self._get(marker)) for part, (ratio, marker) in wanted.items())
+        return {part: Held(memory, ratio, marker) for part, ratio, marker, memory in read if memory is not None}
+
+    def put(self, archive: Archive, part: Part, held: Held) -> Held:
+        """Store a memory, under the marker of its document where it is one."""
+        if held.marker is not None and held.marker in self.store:
+            return held
+        texts = self.rendering.texts(archive[part[0]], self.settings.segment_tokens)
+        text = None if texts is None else texts[part[1]]
+        return replace(held, marker=self.store.put(held.memory, text, ratio=held.ratio))
+
+    def raw(self, state: State) -> list[TokenIds]:
+        """Return the ids of the newest segments."""
+        rows: list[TokenIds] = []
+        for number, several in groupby(state.recent, key=lambda part: part[0]):
+            parts = self.rendering.parts(state.archive[number], self.settings.segment_tokens)
+            rows += [parts[place] for _, place in several]
+        return rows
+
+    def _find(self, document: str | Tensor, ratio: int) -> Held | None:
+        """Return the memory of a document that was compressed before, for another session perhaps."""
+        if not isinstance(document, str):
+            return None
+        marker = self.store.find(document, self.engine, ratio, **self._more)
+        memory = None if marker is None else self._get(marker)
+        return None if memory is None else Held(memory, ratio, marker)
+
+    def _get(self, marker: str) -> GistMemory | None:
+        try:
+            return self.store.get(marker, self.engine)
+        except (GistNotFoundError, CorruptGistError, MemoryMismatchError):
+            _log.info("a memory of the session is made again")
+            return None
+
+    @property
+    def _more(self) -> dict[str, Any]:
+        return {} if self.settings.verbatim is None else {"verbatim": self.settings.verbatim}
+
+    def _documents(self, said: Said) -> list[str | Tensor]:
+        texts = self.rendering.texts(said, self.settings.segment_tokens)
+        if texts is not None:
+            return list(texts)
+        lead = self.engine.lead_token
+        in_front = torch.tensor([] if lead is None else [lead], dtype=torch.long)
+        # A lead token in front of ids counts as standing there already: what a segment itself begins with stays.
+        return [torch.cat((in_front, ids)) for ids in self.rendering.parts(said, self.settings.segment_tokens)]
+
+    def _ids(self, document: str | Tensor) -> TokenIds:
+        if isinstance(document, str):
+            return self.rendering.codec.encode(document)
+        return document if self.engine.lead_token is None else document[1:]
+
+    def _compress(self, documents: Sequence[str | Tensor], ratios: Sequence[int]) -> list[GistMemory]:
+        if not documents:
+            return []
+        memories = self.engine.compress(documents, ratio=list(ratios), **self._more)
+        self.n_compressed_tokens += sum(len(self._ids(document)) for document in documents)
+        return [memory.seal() for memory in memories]

@@ -1,0 +1,262 @@
+"""GistSession: a conversation that never outgrows its slots.
+
+Is        turns in, answers out; old turns are memories at rising ratios, the newest are tokens, the oldest an archive.
+Flow      conversation, saving, asking -> [session] -> engine, integrations, the command line.
+Change    how a session begins, is asked, is saved.
+Not here  turns -> conversation.py; the plan -> layout/session_plan.py; what turns look like -> rendering.py.
+Holds     a session that is loaded answers as the one that was saved.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, overload
+
+from ultragist_rag.engine import UltraGist
+from ultragist_rag.errors import InputError
+from ultragist_rag.memory.stream import TextStream
+from ultragist_rag.session.asking import SessionStream
+from ultragist_rag.session.conversation import Conversation
+from ultragist_rag.session.making import Maker
+from ultragist_rag.session.pages import Archive, Pages
+from ultragist_rag.session.rendering import TemplateChoice, make_rendering
+from ultragist_rag.session.saving import Saving, delete_saved, read_manifest, saved_names, state_of
+from ultragist_rag.session.settings import SessionSettings
+from ultragist_rag.session.state import State
+from ultragist_rag.session.turns import Said
+from ultragist_rag.store import GistStore
+
+__all__ = ["GistSession"]
+
+
+class GistSession(Conversation):
+    """Chat memory within a budget of slots. Make one with `UltraGist.session`, or `load` one. Threads may share it.
+
+    Example:
+        >>> session = gist.session(slots=512, recent=128)  # doctest: +SKIP
+        >>> session.append("user", "My name is Ada.")  # doctest: +SKIP
+        0
+        >>> session.ask("Who am I?")  # doctest: +SKIP
+        'Ada'
+    """
+
+    def __init__(self, maker: Maker, saving: Saving, state: State) -> None:
+        """Put a session together; `create` and `load` do."""
+        super().__init__(maker, state)
+        self._saving = saving
+        state.archive.pages.join(self)
+
+    @classmethod
+    def create(  # noqa: PLR0913 - settings, by keyword
+        cls,
+        engine: UltraGist,
+        *,
+        slots: int | None = None,
+        recent: int | None = None,
+        store: GistStore | None = None,
+        name: str | None = None,
+        system: str | None = None,
+        ladder: Sequence[int] | None = None,
+        segment_tokens: int | None = None,
+        verbatim: str | None = None,
+        template: TemplateChoice | None = None,
+    ) -> GistSession:
+        """Begin a session.
+
+        Args:
+            engine: The engine; it needs a tokenizer.
+            slots: Memory slots of all compressed turns together; None for 2048, or half of the model's positions.
+            recent: Tokens of the newest turns, at least, that stay as they are; None for 512, or an eighth of the
+                positions.
+            store: Where archive and memories are kept; None for a store of its own in this process.
+            name: Under which `save` saves it.
+            system: Text at the head of every prompt. It is never compressed.
+            ladder: Rising ratios that a turn goes through as it gets older; None for those of the config from its
+                `ratio` on, or four that double from there.
+            segment_tokens: Tokens of a segment at most; longer turns are cut.
+            verbatim: Policy for tokens that are kept as they are inside compressed turns.
+            template: `chat` for the chat template, `plain` for lines such as `user: text`; None for the template if
+                there is one that can be used.
+
+        Returns:
+            The session, without turns.
+
+        Raises:
+            InputError: If an argument does not fit, or the store has a session of this name.
+            ContextOverflowError: If slots, recent tokens, question and answer exceed the positions of the model.
+        """
+        chosen = {"slots": slots, "recent": recent, "ladder": ladder, "segment_tokens": segment_tokens}
+        settings = SessionSettings.choose(
+            engine.config, engine.max_positions, **chosen, system=system, verbatim=verbatim
+        )
+        rendering = make_rendering(engine.tokenizer, template, system)
+        settings.check_fit(len(rendering.head), engine.max_positions)
+        store = GistStore.open("memory://") if store is None else store
+        maker = Maker(engine, rendering, settings, store)
+        saving = Saving(store, secrets.token_hex(8))
+        if name is not None:
+            saving.check(name)
+            saving.name = name
+        archive = Archive(pages=Pages(store.records, saving.family))
+        return cls(maker, saving, State(archive=archive, plan=maker.empty))
+
+    @classmethod
+    def load(cls, engine: UltraGist, store: GistStore, name: str) -> GistSession:
+        """Go on with a saved session.
+
+        Memories that are in the store are read; the model only works for those that had to make room there, or were
+        made by another model.
+
+        Args:
+            engine: The engine.
+            store: Where the session was saved.
+            name: Its name.
+
+        Returns:
+            The session as it was.
+
+        Raises:
+            InputError: If there is no session of this name.
+            CorruptGistError: If its manifest or a page of its archive is damaged.
+            ContextOverflowError: If it does not fit into the positions of this model.
+        """
+        manifest = read_manifest(store, name)
+        settings = SessionSettings.from_dict(manifest["settings"])
+        rendering = make_rendering(engine.tokenizer, manifest["template"], settings.system)
+        settings.check_fit(len(rendering.head), engine.max_positions)
+        maker = Maker(engine, rendering, settings, store)
+        pages = Pages(store.records, manifest["family"])
+        state, memories = state_of(manifest, pages, maker.empty)
+        if manifest["rendered"] != _rendered(maker):
+            state, memories = maker.measured_again(state), {}
+        return cls(maker, Saving.of(store, name, manifest), maker.settle(state, maker.fetch(memories)))
+
+    @staticmethod
+    def names(store: GistStore) -> list[str]:
+        """Return the names of the sessions in a store, sorted."""
+        return saved_names(store)
+
+    @staticmethod
+    def delete(store: GistStore, name: str) -> bool:
+        """Delete a session with all texts and memories that no fork of it needs; say whether there was one."""
+        return delete_saved(store, name)
+
+    @property
+    def name(self) -> str | None:
+        """Under which it is saved, if it is."""
+        return self._saving.name
+
+    @property
+    def store(self) -> GistStore:
+        """Where archive and memories are kept."""
+        return self._saving.store
+
+    @property
+    def settings(self) -> SessionSettings:
+        """What was chosen at the beginning."""
+        return self._maker.settings
+
+    @overload
+    def ask(self, text: str, *, stream: Literal[False] = ..., **decoding: Any) -> str: ...
+
+    @overload
+    def ask(self, text: str, *, stream: Literal[True], **decoding: Any) -> SessionStream: ...
+
+    def ask(self, text: str, *, stream: bool = False, **decoding: Any) -> str | SessionStream:
+        """Answer a question; question and answer become turns.
+
+        Args:
+            text: What the user says.
+            stream: Give the answer as it is decoded. It becomes a turn when it is read to its end, or closed.
+            decoding: Settings of `UltraGist.generate`, such as max_new_tokens, do_sample, stop, seed.
+
+        Returns:
+            The answer, or a stream of it.
+
+        Raises:
+            InputError: If a setting does not fit.
+            ContextOverflowError: If question and answer do not fit into the positions that are left.
+        """
+        question = Said(role="user", content=text)
+        pieces = self._pieces(question)
+        decoding = {"stop": self._maker.rendering.stop, **decoding}
+        if stream:
+            texts = self._maker.engine.stream(pieces, **decoding)
+            assert isinstance(texts, TextStream)
+            return SessionStream(texts, lambda said: self._append([question, _answer(said)]))
+        said = self._maker.engine.generate(pieces, **decoding)
+        if not isinstance(said, str):
+            raise InputError("a session takes one answer as text: leave out num_return_sequences and return_ids.")
+        answer = _answer(said)
+        self._append([question, answer])
+        return answer.content
+
+    def fork(self, name: str | None = None) -> GistSession:
+        """Return a session with the same turns that goes on by itself; the two share what they have in common.
+
+        Args:
+            name: Under which `save` saves it.
+
+        Raises:
+            InputError: If the store has a session of this name.
+        """
+        with self._lock:
+            saving = Saving(self.store, self._saving.family, forked_from=self._saving.name)
+            if name is not None:
+                saving.check(name)
+                saving.name = name
+            return GistSession(self._maker.copy(), saving, self._state)
+
+    def save(self, name: str | None = None, store: GistStore | None = None) -> None:
+        """Write everything that `load` needs, and delete what is needed no longer.
+
+        Args:
+            name: Of the session; None for the one it has.
+            store: Where to; None for where its archive is. Given another one, the session moves there.
+
+        Raises:
+            InputError: If there is no name, or it is that of another session.
+            StoreError: If it cannot be written, or the session was saved by another process since it was loaded.
+        """
+        with self._lock:
+            name = name or self.name
+            if not name:
+                raise InputError("the session has no name: give one to save it under.")
+            if store is not None and store is not self.store:
+                self._move(store)
+            self._saving.check(name)
+            held = self._put(self._state, dict(self._state.held))
+            self._state = replace(self._state, held=held)
+            self._saving.markers.update(str(one.marker) for one in held.values())
+            about = {
+                "settings": self.settings.to_dict(),
+                "template": self._maker.rendering.kind,
+                "rendered": _rendered(self._maker),
+            }
+            others = self._state.archive.pages.others(self)
+            in_use = {name for other in others for name in other._in_use()}
+            self._saving.write(name, self._state, about, in_use)
+
+    def _in_use(self) -> set[str]:
+        state = self._state
+        return {*state.archive.names, *(one.marker for one in state.held.values() if one.marker)}
+
+    def _move(self, store: GistStore) -> None:
+        pages = Pages(store.records, self._saving.family)
+        archive = self._state.archive.moved(pages)
+        held = {part: replace(one, marker=None) for part, one in self._state.held.items()}
+        self._state = replace(self._state, archive=archive, held=held)
+        self._saving = Saving(store, self._saving.family)
+        self._maker.store = store
+        pages.join(self)
+
+
+def _rendered(maker: Maker) -> str:
+    """Return what the ids of turns depend on."""
+    return f"{maker.engine.tokenizer_fingerprint} {maker.rendering.digest}"
+
+
+def _answer(said: str) -> Said:
+    return Said(role="assistant", content=said.strip())
