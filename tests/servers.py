@@ -122,8 +122,12 @@ _buckets = count()
 def s3_bucket(s3_server: str) -> tuple[str, dict[str, Any]]:
     """URL of an empty bucket, and the options it is opened with."""
     bucket = f"bucket-{next(_buckets)}"
-    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{bucket}", method="PUT")).close()
+    make_bucket(s3_server, bucket)
     return f"s3://{bucket}/gists", s3_options(s3_server)
+
+
+def make_bucket(endpoint: str, name: str) -> None:
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT")).close()
 
 
 def s3_options(endpoint: str) -> dict[str, Any]:

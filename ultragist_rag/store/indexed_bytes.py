@@ -98,20 +98,18 @@ class IndexedBytes(ABC):
         with self._lock, self._asking():
             self._is_bounded = True
             index = self._read_index()
-            used = {**{key: when for key, (_, when) in index.items()}, **self._used}
             sizes = self._list("", index)
-            rows = sorted(sizes.items(), key=lambda row: used.get(row[0], 0))
-            victims = plan_eviction(rows, items, self.max_bytes, quota)
+            used = {key: max(index.get(key, (0, 0))[1], self._used.get(key, 0)) for key in sizes}
+            victims = plan_eviction(sorted(sizes.items(), key=lambda row: used[row[0]]), items, self.max_bytes, quota)
             self._remove(victims)
             self._n_evicted += len(victims)
             self._write_all(items, set(sizes))
-            now = time.time_ns()
             sizes |= {key: len(data) for key, data in items.items()}
-            used |= dict.fromkeys(items, now)
-            left = sizes.keys() - set(victims)
-            self._used = {key: used[key] for key in left if key in used}
+            used |= dict.fromkeys(items, time.time_ns())
+            self._used = {key: used[key] for key in sizes.keys() - set(victims)}
             with suppress(Exception):  # the items are there; the index is not needed to find or to count them
-                self._write({_INDEX: _index_file({key: (sizes[key], used.get(key, 0)) for key in left})})
+                rows = {key: (sizes[key], when) for key, when in self._used.items()}
+                self._write({_INDEX: json.dumps(rows, separators=(",", ":")).encode("ascii")})
 
     def delete(self, keys: tuple[str, ...]) -> int:
         """Remove keys; return how many there were.
@@ -180,7 +178,3 @@ class IndexedBytes(ABC):
                 f"{self.name} failed: {type(error).__name__}: {error}. See to the place, the network and your rights "
                 "there, and try again."
             ) from error
-
-
-def _index_file(rows: Mapping[str, tuple[int, int]]) -> bytes:
-    return json.dumps(rows, separators=(",", ":"), sort_keys=True).encode("ascii")
