@@ -10,6 +10,7 @@ Holds     a put is seen as a whole or not at all; the values never exceed the bo
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -144,6 +145,7 @@ class RedisBytes:
     def __init__(self, client: Any, name: str, max_bytes: int | None = None) -> None:
         self.max_bytes = max_bytes
         self._client = client
+        weakref.finalize(self, client.close)  # not left to the garbage collector, which may meet its sockets first
         self._name = name
         self._n_evicted = 0
         self._get, self._put, self._delete = (client.register_script(_SHARED + code) for code in (_GET, _PUT, _DELETE))
