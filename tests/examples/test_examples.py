@@ -44,8 +44,8 @@ def n_said(output: str, *answers: str) -> int:
     return sum(answer in output for answer in answers)
 
 
-def test_there_are_six() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_nine() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02}" for number in range(1, 10)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -136,6 +136,29 @@ def test_chat_engine_remembers_turns_that_left_its_history(tmp_path: Path, own_s
     assert n_said(output, "29 December 1911\n", "natural gas\n") >= 1
 
 
+@needs_model
+@pytest.mark.redis
+def test_two_tenants_share_a_redis_store(run: Run, redis_url: str) -> None:
+    first, second = run("08", redis_url), run("08", redis_url)
+    counts = re.findall(r"^(\w+): (\d+) compressed, (\d+) found, (\d+) of 20000000 bytes$", first, re.MULTILINE)
+    assert [(name, n_compressed != "0", n_found) for name, n_compressed, n_found, _ in counts] == [
+        ("acme", True, "0"),
+        ("globex", True, "0"),
+    ]
+    for name, n_compressed, _, n_bytes in counts:
+        assert f"{name}: 0 compressed, {n_compressed} found, {n_bytes} of 20000000 bytes" in second
+    assert second.splitlines()[2:] == first.splitlines()[2:]
+    assert n_said(first, "Ulaanbaatar", "Norwegian kroner") >= 1
+    assert "globex cannot read what acme stored, not even with its marker" in first
+
+
+@pytest.mark.redis
+def test_a_shared_store_without_a_secret_is_refused(run: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ULTRAGIST_SECRET")
+    with pytest.raises(SystemExit, match="has no secret"):
+        run("08", redis_url)
+
+
 @pytest.mark.parametrize(
     ("number", "missing", "extra"),
     [
@@ -146,6 +169,7 @@ def test_chat_engine_remembers_turns_that_left_its_history(tmp_path: Path, own_s
         ("04", "llama_index", "llama-index"),
         ("05", "llama_index", "llama-index"),
         ("06", "llama_index", "llama-index"),
+        ("08", "redis", "redis"),
     ],
 )
 def test_missing_extra_is_named(number: str, missing: str, extra: str) -> None:
