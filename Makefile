@@ -4,16 +4,20 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 OPTIONAL ?= bitsandbytes
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test check lint format clean
+.PHONY: demo test slow check lint format clean
 
 demo: $(STAMP)
 	$(BIN)/ultragist-rag demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+slow: $(STAMP)
+	$(PYTEST) -m slow
 
 check: lint test
 
