@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_ls_tells_each_memory(store: GistStore, place: Path) -> None:
     table = run("ls", place).stdout
     assert all(marker in table for marker in markers)
     assert read("ls", place, "--namespace", "other") == []
+
+
+def test_ls_lists_what_it_can_read_whatever_the_files_hold(store: GistStore, place: Path) -> None:
+    random.seed(3)
+    whole, broken = store.put(make_memory(1), text="a"), store.put(make_memory(2), text="b")
+    (path,) = place.rglob(f"{broken[10:-1]}.gist")
+    data = path.read_bytes()
+    for number in range(300):
+        damaged = bytearray(data)
+        if number % 3:
+            damaged[random.randrange(1000) if number % 2 else random.randrange(8)] ^= 1 << random.randrange(8)
+        else:
+            del damaged[random.randrange(len(data)) :]
+        path.write_bytes(damaged)
+        assert whole in {one.marker for one in upkeep.list_memories(store)} <= {whole, broken}
 
 
 def test_stats_counts(store: GistStore, place: Path) -> None:

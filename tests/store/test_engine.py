@@ -60,6 +60,17 @@ def test_a_stored_memory_answers_as_the_live_one(store, real, same):
     assert store.expand_markers(prompt.format(*markers)) == prompt.format(*TEXTS)
 
 
+def test_tiers_and_quantised_files_answer_as_what_was_stored(url, real, same):
+    settings = {"secret": "a secret of the tests", "quantise": "int8"}
+    store = GistStore.open(url, **settings, ram_bytes=10**6, gpu_bytes=10**6, device="cpu")
+    prompt = "Read {} and {}. Answer:".format(*store.get_or_compress(real, TEXTS[:2]))
+    first, *others = [store.resolve(real, prompt) for _ in range(3)]
+    others.append(GistStore.open(url, **settings).resolve(real, prompt))
+    assert all(same(one[1], first[1]) and same(one[3], first[3]) for one in others)
+    assert store.stats().tiers["gpu"].n_hits == 4
+    assert len({real.generate(pieces, max_new_tokens=8) for pieces in (first, *others)}) == 1
+
+
 def test_a_stored_memory_goes_on_as_the_live_one(store, real, same):
     begun = real.compress(TEXTS[0])
     read = store.get(store.put(begun, text=TEXTS[0]), real)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.sizing import Kind
 from ultragist_rag.store import codec, refs, rotation
-from ultragist_rag.store.base import GIST, RECORD, SOURCE, open_bytes
+from ultragist_rag.store.base import GIST, RECORD, SOURCE, KeyValueStore, open_bytes
 from ultragist_rag.store.filling import fill
 from ultragist_rag.store.keys import find_secret
 from ultragist_rag.store.quantise import check_kind
@@ -52,7 +53,7 @@ class GistStore(StoreReader):
     @classmethod
     def open(  # noqa: PLR0913 - one argument per setting of a store
         cls,
-        url: Any,
+        url: str | os.PathLike[str] | KeyValueStore,
         namespace: str = "default",
         secret: str | bytes | None = None,
         max_bytes: int | None = None,

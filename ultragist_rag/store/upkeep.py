@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,18 +95,27 @@ def list_memories(store: GistStore) -> Iterator[Entry]:
     sizes = dict(shelf.entries())
     heads = {key: shelf.place.head(key, _HEADER) or b"" for key in sizes if key.endswith(GIST)}
     for key, head in sorted(heads.items(), key=lambda found: (stored_at(found[1][:N_HEAD]), found[0])):
-        manifest = _manifest(shelf, key, head)
-        if manifest is not None:
-            yield Entry(
-                marker=to_marker(_name(key)),
-                stored=stored_at(head[:N_HEAD]),
-                slots=int(manifest.get("slots", 0)),
-                ratios=tuple(sorted(set(manifest.get("ratios", ())))),
-                dtype=str(manifest.get("dtype")),
-                quantised=(manifest.get("quantisation") or {}).get("kind", ""),
-                n_bytes=sizes[key],
-                has_source=key.removesuffix(GIST) + SOURCE in sizes,
-            )
+        end = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < end <= sizes[key]:
+            head = shelf.place.head(key, end) or b""
+        has_source = key.removesuffix(GIST) + SOURCE in sizes
+        with suppress(CorruptGistError, AttributeError, KeyError, TypeError, ValueError):
+            yield _entry(key, head[:end], sizes[key], has_source)
+
+
+def _entry(key: str, head: bytes, n_bytes: int, has_source: bool) -> Entry:
+    """Make an entry of the header of a file, whose checksum is not looked at."""
+    manifest = parse_json(parse_json(head[8:])["__metadata__"]["manifest"])
+    return Entry(
+        marker=to_marker(_name(key)),
+        stored=stored_at(head[:N_HEAD]),
+        slots=int(manifest["slots"]),
+        ratios=tuple(sorted({int(ratio) for ratio in manifest["ratios"] if ratio})),
+        dtype=str(manifest["dtype"]),
+        quantised=str((manifest.get("quantisation") or {}).get("kind", "")),
+        n_bytes=n_bytes,
+        has_source=has_source,
+    )
 
 
 def verify(store: GistStore, *, repair: bool = False) -> tuple[int, list[Damage]]:
@@ -196,18 +206,6 @@ def _has_recipe(shelf: Shelf, name: str) -> bool:
     except CorruptGistError:
         return False
     return record is not None and can_repeat(record.recipe)
-
-
-def _manifest(shelf: Shelf, key: str, head: bytes) -> dict[str, Any] | None:
-    """Return what the header of a memory says, whose first bytes are given; None if it is not readable."""
-    end = 8 + int.from_bytes(head[:8], "little")
-    if end > len(head):
-        head = shelf.place.head(key, end) or b""
-    try:
-        manifest = parse_json(parse_json(head[8:end])["__metadata__"]["manifest"])
-    except (CorruptGistError, KeyError, TypeError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def _name(key: str) -> str:
