@@ -233,7 +233,7 @@ def test_sixteen_threads_on_one_store(bounded, kind):
 
 
 def test_every_scheme_is_tested():
-    assert SCHEMES.keys() - OPENERS.keys() == {"rediss", "unix"}  # redis:// by other ways
+    assert SCHEMES.keys() - OPENERS.keys() == {"rediss", "unix"}  # in test_redis.py
 
 
 @pytest.mark.parametrize("url", ["ab://", "nosuch://bucket/x", "c3po::s3://bucket"])

@@ -104,9 +104,10 @@ def test_the_byte_level_imports_no_torch():
     code = (
         "import sys\n"
         "import ultragist_rag.store\n"
-        "from ultragist_rag.store import base, disk, keys, memory_bytes, reports, refs, seal, source\n"
+        "from ultragist_rag.store import adapted_bytes, base, disk, eviction, keys, memory_bytes, redis_bytes\n"
+        "from ultragist_rag.store import remote_bytes, refs, reports, seal, source\n"
         "base.open_bytes('memory://')\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'safetensors', 'redis', 'fsspec', 'langchain'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,5 +1,8 @@
 """What Redis promises beyond what every byte store does, and what happens when it is gone."""
 
+import datetime
+import ipaddress
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +16,7 @@ from ultragist_rag.store.keys import ENVIRONMENT
 
 redis = pytest.importorskip("redis")
 pytestmark = pytest.mark.redis
+DAY = datetime.timedelta(days=1)
 
 
 def key(number, ending=GIST, folder="ns"):
@@ -99,6 +103,39 @@ def test_a_socket_of_unix_is_a_way_to_the_same_store(redis_server, redis_url):
     )
     command = [sys.executable, "-c", code, f"unix://{redis_server.socket}", key(0)]  # no such sockets in these tests
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "b'x'\n"
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Files of a certificate for loopback that signs itself, and of its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + DAY)
+    loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = builder.add_extension(loopback, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(pem, *plain))
+    return tmp_path / "cert.pem", tmp_path / "key.pem"
+
+
+def test_tls_is_used_and_the_server_is_checked(make_redis, certificate):
+    files = ["--tls-cert-file", str(certificate[0]), "--tls-key-file", str(certificate[1]), "--tls-auth-clients", "no"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    make_redis("--tls-port", str(port), *files)
+    place = open_bytes(f"rediss://127.0.0.1:{port}/0", ssl_ca_certs=str(certificate[0]))
+    place.put({key(0): b"x"})
+    assert place.get(key(0)) == b"x"
+    with pytest.raises(StoreError, match="certificate verify failed"):
+        open_bytes(f"rediss://127.0.0.1:{port}/0", retry=never_again())
 
 
 def test_databases_are_stores_of_their_own_and_values_of_others_are_left_alone(redis_url, client):
