@@ -3,8 +3,8 @@
 Is        an agent middleware in the manner of LangChain's `SummarizationMiddleware`, without a summary to write.
 Flow      checkpointer -> request -> [history] -> ChatUltraGist. What the checkpointer holds is never changed.
 Change    how old turns are shown to the model.
-Not here  where to cut -> turns.py; when -> limits.py; compressing and finding again -> ultragist_rag.condense.
-Holds     a turn that was compressed is not compressed again; a call and its result are on one side of the cut.
+Not here  where to cut -> turns.py; when -> limits.py; ratios and what is compressed -> ultragist_rag.session.
+Holds     what stands for old turns never takes more than `slots`; a call and its result are on one side of the cut.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from langchain_core.runnables import run_in_executor
 
 from langchain_ultragist.limits import ContextSize, Trigger, check_size, check_trigger, first_kept, is_reached
 from langchain_ultragist.turns import Cut, cut, mentioned, write
-from ultragist_rag import GistStore, InputError, UltraGist
+from ultragist_rag import GistStore, InputError
 from ultragist_rag.components import ReadFields
-from ultragist_rag.condense import Condensed, CondensePolicy, condense
-from ultragist_rag.store import parse_marker
+from ultragist_rag.condense import CondensePolicy
+from ultragist_rag.session import ThreadSessions
+from ultragist_rag.store import neutralise, parse_marker
 
 __all__ = ["UltraGistHistoryMiddleware"]
 
 _TURNS = "Earlier in this conversation:\n"
 _STEPS = "\n\nDone so far:\n"
+_PER_DOCUMENT_SLOT = 4
+"""For so many slots of old turns there may be one more of documents that they mention."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,13 +48,17 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
     """Shows a `ChatUltraGist` the memories of old turns in place of the turns.
 
     Each finished turn (a user's message and everything up to the next one) is one memory, kept in the store of the
-    model, so that it is compressed once. If the running turn alone is longer than `keep`, its old steps (a message of
-    the model and the results of its tool calls) are one memory each; the user's message of that turn stays as it is.
-    The state of the agent, and so the checkpointer, keeps every message.
+    model. If the running turn alone is longer than `keep`, its old steps (a message of the model and the results of its
+    tool calls) are one memory each; the user's message of that turn stays as it is. The state of the agent, and so the
+    checkpointer, keeps every message.
 
-    Markers in old turns are shown behind the memory of their turn and read under the same rules as before. System
-    messages stay. A model that is not ours gets the request unchanged. Put the middleware last in the list, so that
-    one that exchanges the model comes before.
+    All of them together never take more than `slots`: as the conversation grows, the oldest are compressed again, to
+    higher ratios, and at last are not shown any more. A session of each thread sees to that (`GistSession`); it is made
+    of the messages again when it is not at hand.
+
+    Markers in old turns are shown behind the memory of their turn and read under the same rules as before; the newest
+    ones, as far as they take a quarter of `slots` besides. System messages stay. A model that is not ours gets the
+    request unchanged. Put the middleware last in the list, so that one that exchanges the model comes before.
 
     Example:
         >>> UltraGistHistoryMiddleware(trigger=("tokens", 4000), keep=("messages", 10)).keep
@@ -63,6 +70,7 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
         *,
         trigger: Trigger | None = None,
         keep: ContextSize = ("messages", 20),
+        slots: int | None = None,
         ratio: int | None = None,
         min_tokens: int = 0,
     ) -> None:
@@ -73,8 +81,10 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
                 `("fraction", f)` of what the model can read; a list of which one is enough; a mapping of which all must
                 be reached. None for any conversation longer than `keep`.
             keep: How much is shown as it is, counted from the end. The cut moves back to the start of a turn or step.
-            ratio: Raw tokens per gist token; None for the ratio of the model's config.
-            min_tokens: Turns with fewer tokens stay text.
+            slots: Memory slots that may stand for old turns; None for 2048, or half of the model's positions if that
+                is less.
+            ratio: Raw tokens per gist token of the newest old turns; None for the ratio of the model's config.
+            min_tokens: Turns with fewer tokens stay text, beside the slots.
 
         Raises:
             InputError: If a size cannot be.
@@ -82,7 +92,8 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
         super().__init__()
         self.keep = check_size(keep, "keep")
         self.trigger = check_trigger(trigger)
-        self.policy = CondensePolicy(ratio=ratio, min_tokens=min_tokens)
+        self.min_tokens = CondensePolicy(min_tokens=min_tokens).min_tokens
+        self._sessions = ThreadSessions(slots=slots, ratio=ratio)
 
     def wrap_model_call(
         self,
@@ -140,7 +151,7 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
             raise InputError(
                 "the chat model has no store, so that old turns cannot be kept: make it with ChatUltraGist(store=...)."
             )
-        shown = self._condense(model._get_engine(), model.store, parts)
+        shown = self._shown(request, parts)
         turns, steps = _joined(shown[: len(parts.turns)]), _joined(shown[len(parts.turns) :])
         head: AnyMessage | None = parts.question
         rest = parts.kept
@@ -169,27 +180,47 @@ class UltraGistHistoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT
             return 0
         return first_kept(self.keep, tokens, len(messages), limit)
 
-    def _condense(self, engine: UltraGist, store: GistStore, parts: Cut) -> list[list[dict[str, Any]]]:
-        """Return the content blocks that stand for each old turn or step."""
+    def _shown(self, request: ModelRequest[ContextT], parts: Cut) -> list[list[dict[str, Any]]]:
+        """Return the content blocks that stand for each old turn or step; none for one that there is no room for."""
+        model: Any = request.model
         old = [*parts.turns, *parts.steps]
-        condensed = condense(engine, store, [write(part) for part in old], policy=self.policy)
-        # A memory stands in a prompt once: that of a document found anew belongs where it was found last.
-        shown = set(mentioned(parts.kept))
-        return [
-            [_block(memory), *(block for name, block in mentioned(part).items() if name not in shown)]
-            for memory, part in zip(condensed, old, strict=True)
-        ]
+        texts = [neutralise(write(part)) for part in old]
+        least = self.min_tokens
+        places = [n for n, text in enumerate(texts) if not least or model.get_num_tokens(text) >= least]
+        session = self._sessions.get(model._get_engine(), model.store, _thread(request) or texts[0])
+        shown = [[_text_block(text + "\n")] for text in texts]
+        for place, markers in zip(places, session.markers_of([texts[place] for place in places]), strict=True):
+            shown[place] = [{"type": "ultragist", "id": parse_marker(marker)} for marker in markers]
+        said = [part if shown[n] else [] for n, part in enumerate(old)]
+        documents = _documents(model.store, said, parts.kept, session.slots // _PER_DOCUMENT_SLOT)
+        return [[*memories, *more] for memories, more in zip(shown, documents, strict=True)]
+
+
+def _documents(
+    store: GistStore, old: Sequence[Sequence[AnyMessage]], kept: Sequence[AnyMessage], room: int
+) -> list[list[dict[str, Any]]]:
+    """Return blocks for the documents that old turns mention, the newest first until `room` slots are taken."""
+    shown = set(mentioned(kept))  # a memory stands in a prompt once: where its document was found last
+    rows: list[list[dict[str, Any]]] = []
+    for part in reversed(old):
+        rows.append([])
+        for name, block in mentioned(part).items():
+            slots = store.get(name).slots if name not in shown and name in store else 0
+            if name not in shown and slots <= room:
+                rows[-1].append(block)
+                room -= slots
+            shown.add(name)
+    return rows[::-1]
+
+
+def _thread(request: ModelRequest[ContextT]) -> str | None:
+    """Return the name of the conversation, if a checkpointer keeps it."""
+    return getattr(getattr(request.runtime, "execution_info", None), "thread_id", None)
 
 
 def _max_input_tokens(model: Any) -> int:
     profile = model.profile or {}
     return int(profile.get("max_input_tokens") or model._reader().max_positions)
-
-
-def _block(condensed: Condensed) -> dict[str, Any]:
-    if condensed.marker is None:
-        return _text_block(condensed.text + "\n")
-    return {"type": "ultragist", "id": parse_marker(condensed.marker)}
 
 
 def _text_block(text: str) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def make_rendering(tokenizer: Any, choice: TemplateChoice | None, system: str | 
 def _line(said: Said) -> str:
     calls = [f"\n{call.get('name')}({call.get('arguments', {})})" for call in said.tool_calls]
     who = f"{said.role} {said.name}" if said.name else said.role
-    return f"{who}: {said.content}{''.join(calls)}\n" if who else f"{said.content}\n"
+    return f"{who}: {said.content}{''.join(calls)}\n" if who else said.content
 
 
 def _may_follow(said: Said) -> list[list[Said]]:

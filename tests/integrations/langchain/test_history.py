@@ -1,4 +1,4 @@
-"""A turn that was compressed is not compressed again; a call and its result are on one side of the cut."""
+"""What stands for old turns never takes more than `slots`; a call and its result are on one side of the cut."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import threading
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRequest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_ultragist import ChatUltraGist, UltraGistHistoryMiddleware
 from langchain_ultragist.turns import write
@@ -84,6 +86,90 @@ def test_each_turn_is_compressed_once(model: ChatUltraGist, compressed: list[str
     for n_turns in range(1, 6):
         middleware.shorten(ModelRequest(model=model, messages=chat(n_turns)))
     assert compressed == [write(chat(5)[start : start + 2]) for start in range(0, 8, 2)]
+
+
+def test_old_turns_rise_in_ratio_and_never_take_more_than_the_slots(
+    model: ChatUltraGist, store: GistStore, compressed: list[str]
+) -> None:
+    settings: dict[str, Any] = {"keep": ("messages", 1), "slots": 64, "ratio": 2}
+    middleware = UltraGistHistoryMiddleware(**settings)
+    messages = chat(30)
+    for n_turns in range(1, 31):
+        asked = [*messages[: 2 * n_turns], HumanMessage("And now?")]
+        (head,) = middleware.shorten(ModelRequest(model=model, messages=asked)).messages
+        ratios = [store.source(name).recipe.ratios[0] for name in ids(head)]
+        assert sum(store.get(name).slots for name in ids(head)) <= 64
+        assert ratios == sorted(ratios, reverse=True)
+        assert ratios[-1] == 2
+        assert write(messages[2 * n_turns - 2 : 2 * n_turns]).endswith(store.source(ids(head)[-1]).text)
+    assert set(ratios) == {2, 4, 8}
+    assert len(compressed) == len({(store.source(marker).text, store.source(marker).recipe.ratios) for marker in store})
+    assert store.records.names("page") == []  # texts of the session are in its own hands
+    n_done = len(compressed)
+    assert [head] == shorten(model, asked, **settings)  # a session that was not held, made of the messages
+    assert len(compressed) == n_done
+
+
+def test_messages_that_were_taken_out_leave_no_trace(model: ChatUltraGist) -> None:
+    settings: dict[str, Any] = {"keep": ("messages", 2), "slots": 64}
+    middleware = UltraGistHistoryMiddleware(**settings)
+    messages = chat(9)
+    middleware.shorten(ModelRequest(model=model, messages=messages))
+    for left in (messages[:4] + messages[6:], messages[2:], messages[:6], [*chat(2), *chat(2), *chat(1)], messages):
+        (seen, rest) = middleware.shorten(ModelRequest(model=model, messages=left)).messages
+        assert [seen, rest] == shorten(model, left, **settings)
+
+
+def test_memories_that_are_gone_are_stored_again(model: ChatUltraGist, store: GistStore) -> None:
+    middleware = UltraGistHistoryMiddleware(keep=("messages", 2))
+    request = ModelRequest(model=model, messages=chat(4))
+    before = middleware.shorten(request).messages
+    for marker in list(store):
+        store.delete(marker)
+    assert middleware.shorten(request).messages == before
+    assert len(store) == 3
+
+
+def test_stores_and_threads_share_no_session(chat_engine: Any) -> None:
+    middleware = UltraGistHistoryMiddleware(keep=("messages", 1))
+    stores = [GistStore.open("memory://", namespace=name) for name in ("one", "two")]
+    for store in stores:
+        saver = InMemorySaver()
+        model = ChatUltraGist(engine=chat_engine, store=store, max_tokens=2)
+        agent = create_agent(model, middleware=[middleware], checkpointer=saver)
+        for text in ("Hello.", "My key is 42.", "Which?"):
+            for thread in ("a", "b"):
+                agent.invoke({"messages": [HumanMessage(f"{thread}: {text}")]}, {"configurable": {"thread_id": thread}})
+    assert [len(store) for store in stores] == [4, 4]
+    assert not set(stores[0]) & set(stores[1])
+    held = {(key[-2], key[-1]): len(session.turns()) for key, session in middleware._sessions._held.items()}
+    assert held == {(id(store), thread): 2 for store in stores for thread in "ab"}
+    for session in middleware._sessions._held.values():
+        (name,) = {turn.content[8] for turn in session.turns()}
+        assert name in "ab"
+
+
+def test_documents_of_old_turns_take_a_quarter_besides_the_newest_first(
+    model: ChatUltraGist, store: GistStore, chat_engine: Any
+) -> None:
+    texts = [f"Document {name} says that it rains." for name in "abcde"]
+    documents = store.get_or_compress(chat_engine, texts, ratio=4)
+    size = store.get(documents[0]).slots
+    turns = [[HumanMessage(f"Find {n}."), *found(f"c{n}", text), AIMessage("So.")] for n, text in enumerate(documents)]
+    messages = [*(message for turn in turns for message in turn), HumanMessage("And now?")]
+    (head,) = shorten(model, messages, keep=("messages", 1), slots=11 * size, ratio=8)
+    memories, shown = ids(head), [block["text"] for block in head.content if block["type"] == "text"]
+    assert [marker for marker in documents if marker in shown] == documents[-2:]
+    assert head.content[-2]["text"] == "\n\n"
+    assert head.content[-3]["text"] == documents[-1]
+    assert head.content[-4] == {"type": "ultragist", "id": memories[-1]}
+    assert sum(store.get(name).slots for name in memories) <= 11 * size
+
+
+@pytest.mark.parametrize("settings", [{"slots": 0}, {"ratio": 1}, {"min_tokens": -1}])
+def test_numbers_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        UltraGistHistoryMiddleware(**settings)
 
 
 def test_a_trigger_decides_from_which_size_on(model: ChatUltraGist) -> None:
