@@ -1,6 +1,6 @@
-"""Lets the tests of this folder import their helper `talking`."""
+"""Lets the tests of this folder import their helper `talking`, and the templates and tokenizers of `memory`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "memory")]

@@ -4,7 +4,7 @@ import pytest
 from talking import CHATML, SIZES, fill, same
 
 from ultragist_rag import CorruptGistError, InputError, StoreError
-from ultragist_rag.session import GistSession
+from ultragist_rag.session import GistSession, pages
 from ultragist_rag.store import GistStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:the session has more turns")
@@ -13,6 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the session has more turns")
 @pytest.fixture(params=["chat", "plain"])
 def talking(request, text_engine, monkeypatch):
     monkeypatch.setattr(text_engine.tokenizer, "chat_template", CHATML)
+    monkeypatch.setattr(pages, "_N_TURNS", 8)
 
     def make(**settings):
         return text_engine.session(**SIZES, template=request.param, **settings)
@@ -33,23 +34,23 @@ def everything(store):
 
 def test_what_is_loaded_answers_as_what_was_saved_and_costs_the_model_nothing(talking, store, text_engine):
     session = talking(store=store, name="long")
-    fill(session, 150)
-    session.pin(147)
+    fill(session, 30)
+    session.pin(27)
     session.save()
     loaded = GistSession.load(text_engine, store, "long")
     assert loaded.turns() == session.turns()
     assert same(loaded, session)
     assert loaded.stats().n_compressed_tokens == 0
     for one in (session, loaded):
-        one.forget(120)
-        assert fill(one, 3, 7) == [150, 151, 152]
+        one.forget(21)
+        assert fill(one, 3, 7) == [30, 31, 32]
     assert same(loaded, session)
     assert GistSession.names(store) == ["long"]
 
 
 def test_memories_that_had_to_make_room_are_made_again(talking, store, text_engine):
     session = talking(store=store)
-    fill(session, 30)
+    fill(session, 15)
     session.save("short")
     for marker in list(store):
         store.delete(marker)
@@ -60,10 +61,10 @@ def test_memories_that_had_to_make_room_are_made_again(talking, store, text_engi
 
 def test_a_session_moves_to_the_store_it_is_saved_in(talking, store, text_engine):
     session = talking()
-    fill(session, 100)
+    fill(session, 20)
     session.save("moved", store)
     assert session.store is store
-    fill(session, 70, 100)
+    fill(session, 10, 20)
     session.save()
     assert same(GistSession.load(text_engine, store, "moved"), session)
 
@@ -72,7 +73,7 @@ def test_what_is_forgotten_leaves_the_store_unless_a_fork_needs_it(talking, stor
     session = talking(store=store, name="main")
     fill(session, 5)
     secret = session.append("user", "the password is swordfish")
-    fill(session, 80)
+    fill(session, 12)
     session.save()
     fork = session.fork("fork")
     fork.save()
@@ -87,14 +88,14 @@ def test_what_is_forgotten_leaves_the_store_unless_a_fork_needs_it(talking, stor
 
 def test_forks_of_other_processes_are_asked_too(talking, store, text_engine):
     session = talking(store=store, name="main")
-    fill(session, 70)
+    fill(session, 12)
     session.save()
     GistSession.load(text_engine, store, "main").fork("fork").save()
     session.rewind(3)
     session.save()
-    assert len(GistSession.load(text_engine, store, "fork").turns()) == 70
+    assert len(GistSession.load(text_engine, store, "fork").turns()) == 12
     assert GistSession.delete(store, "main")
-    assert len(GistSession.load(text_engine, store, "fork").turns()) == 70
+    assert len(GistSession.load(text_engine, store, "fork").turns()) == 12
     assert GistSession.delete(store, "fork")
     assert not GistSession.delete(store, "fork")
     assert list(store.records) == []
@@ -103,7 +104,7 @@ def test_forks_of_other_processes_are_asked_too(talking, store, text_engine):
 
 def test_saving_again_leaves_nothing_behind(talking, store):
     session = talking(store=store, name="main")
-    for number in range(40):
+    for number in range(20):
         fill(session, 1, number)
         session.save()
     manifest = store.records.get("session", "main")
@@ -156,7 +157,7 @@ def test_a_save_that_fails_leaves_what_was_saved_before(talking, store, text_eng
 
 def test_a_page_that_is_gone_is_reported(talking, store, text_engine):
     session = talking(store=store, name="main")
-    fill(session, 70)
+    fill(session, 12)
     session.save()
     store.records.delete("page", store.records.names("page"))
     with pytest.raises(CorruptGistError, match="page"):

@@ -27,13 +27,13 @@ def contents(session):
 
 
 def test_a_session_never_takes_more_slots_than_it_has_and_keeps_every_text(session):
-    for number in range(40):
+    for number in range(28):
         assert fill(session, 1, number) == [number]
         stats = session.stats()
         memories = [piece for piece in session.pieces() if isinstance(piece, GistMemory)]
         assert stats.n_slots == sum(memory.slots for memory in memories) <= 40
         assert stats.n_recent_tokens >= min(stats.n_tokens, 40)
-    assert stats.n_archived > 10
+    assert stats.n_archived > 5
     assert set(stats.n_segments) == {4, 8}
     states = [turn.state for turn in session.turns() if turn.state != "mixed"]
     assert states == sorted(states)  # archived, compressed, recent
@@ -50,7 +50,7 @@ def test_only_new_and_moved_tokens_are_compressed(session):
     assert session.stats().n_compressed_tokens <= 2 * session.stats().n_tokens
 
 
-@pytest.mark.parametrize("n_turns", [6, 30])
+@pytest.mark.parametrize("n_turns", [6, 20])
 def test_a_forgotten_turn_has_never_been(session, n_turns):
     other = another(session)
     gone = {0, 3, n_turns - 4, n_turns - 1}
@@ -87,8 +87,8 @@ def test_a_pinned_turn_stays_at_the_lowest_ratio_until_it_is_unpinned(session):
     fill(session, 4)
     fill(other, 4)
     session.pin(1)
-    fill(session, 26, 4)
-    fill(other, 26, 4)
+    fill(session, 18, 4)
+    fill(other, 18, 4)
     assert session._state.held[1, 0].ratio == 4
     assert session.turns()[1].pinned
     assert session.stats().n_pinned == 1
@@ -101,7 +101,7 @@ def test_a_pinned_turn_stays_at_the_lowest_ratio_until_it_is_unpinned(session):
 
 def test_one_warning_says_that_the_archive_has_begun(session):
     with pytest.warns(UserWarning, match="in the archive only") as caught:
-        fill(session, 40)
+        fill(session, 25)
     assert len(caught) == 1
 
 

@@ -35,7 +35,8 @@ class Said:
         name: Of the speaker.
 
     Raises:
-        InputError: If the role is no plain word, the content no text, or a tool call not of JSON values.
+        InputError: If the role is no plain word, the content no text, or a tool call not of JSON values, or if there is
+            nothing at all.
     """
 
     role: str
@@ -50,6 +51,8 @@ class Said:
             raise InputError(f"the role of a turn is {self.role!r}, but must be a plain word such as user.")
         if not isinstance(self.content, str):
             raise InputError(f"the content of a turn is {self.content!r:.200}, but must be a text.")
+        if not self.role and not self.content:
+            raise InputError("a turn has neither role nor content: leave it out.")
         try:
             plain = json.loads(json.dumps(list(self.tool_calls), allow_nan=False))
         except (TypeError, ValueError) as error:
