@@ -105,3 +105,34 @@ async def test_saved_turns_go_on(block: GistMemoryBlock) -> None:
     again = GistMemoryBlock(**saved, engine=block.engine, store=block.store)
     assert await again.aget(session_id="s") == await block.aget(session_id="s")
     assert all(isinstance(one, TextBlock) and one.text in block.store for one in await again.aget(session_id="s"))
+
+
+async def test_turns_rise_in_ratio_and_never_take_more_than_the_slots(chat_engine: Any, store: GistStore) -> None:
+    block = GistMemoryBlock(engine=chat_engine, store=store, ratio=2, slots=64)
+    for n_turns in range(1, 25):
+        await block.aput(conversation(n_turns)[-2:], session_id="s")
+        shown = [part.text for part in await block.aget(session_id="s")]
+        ratios = [store.source(marker).recipe.ratios[0] for marker in shown]
+        assert sum(store.get(marker).slots for marker in shown) <= 64
+        assert ratios == sorted(ratios, reverse=True)
+    assert ratios[-1] == 2 < ratios[0]
+    assert len(block.turns["s"]) == 24 > len(shown)
+    assert store.source(block.turns["s"][-1]).text.endswith(store.source(shown[-1]).text)
+    again = GistMemoryBlock(**block.model_dump(), engine=chat_engine, store=store)
+    assert [part.text for part in await again.aget(session_id="s")] == shown
+    with marker_scope() as scope:
+        await again.aget(session_id="s")
+        assert scope.markers == frozenset(shown)
+
+
+async def test_store_that_keeps_no_texts_shows_what_was_made_first(chat_engine: Any) -> None:
+    store = GistStore.open("memory://", keep_source=False)
+    block = GistMemoryBlock(engine=chat_engine, store=store)
+    await block.aput(conversation(2), session_id="s")
+    assert [part.text for part in await block.aget(session_id="s")] == block.turns["s"]
+
+
+def test_numbers_that_cannot_be_are_refused(chat_engine: Any, store: GistStore) -> None:
+    for name in ("slots", "ratio"):
+        with pytest.raises(ValueError, match=name):
+            GistMemoryBlock(engine=chat_engine, store=store, **{name: 0})
