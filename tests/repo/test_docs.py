@@ -24,6 +24,7 @@ def programs(name: str) -> str:
         ("docs/asking.md", ""),
         ("docs/security.md", ""),
         ("docs/store.md", ""),
+        ("docs/operations.md", ""),
     ],
 )
 def test_program_runs_and_answers(
