@@ -47,10 +47,14 @@ def whole(tokenizer, turns, **settings):
     return torch.cat(render_chat(tokenizer, messages, **{"add_generation_prompt": False, **settings})).tolist()
 
 
-@pytest.mark.parametrize("turns", [TALK, TALK[:1], TALK[:3], TOOLS, [*TALK, *TOOLS]], ids=len)
-@pytest.mark.parametrize(
-    "template", [CHATML, QWEN, LLAMA3, MISTRAL, GEMMA], ids=["ml", "qwen", "llama", "mis", "gemma"]
-)
+TEMPLATES = {"chatml": CHATML, "qwen": QWEN, "llama3": LLAMA3, "mistral": MISTRAL, "gemma": GEMMA}
+CASES = [
+    *((name, turns) for name in TEMPLATES for turns in (TALK, TALK[:1], TALK[:3])),
+    *((name, turns) for name in ("qwen", "llama3", "mistral") for turns in (TOOLS, [*TALK, *TOOLS])),
+]
+
+
+@pytest.mark.parametrize(("name", "turns"), CASES)
 def test_ids_of_turns_in_a_row_are_what_the_template_writes_for_the_conversation(tokenizer, name, turns):
     tokenizer.chat_template = TEMPLATES[name]
     rendering = make_rendering(tokenizer, "chat")

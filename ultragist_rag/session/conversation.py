@@ -22,6 +22,7 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import with_lead
 from ultragist_rag.session.making import Maker
+from ultragist_rag.session.relevance import Relevance, divide
 from ultragist_rag.session.state import Held, Part, SessionStats, SessionTurn, State, planned
 from ultragist_rag.session.turns import Said
 
@@ -31,9 +32,9 @@ __all__ = ["Conversation"]
 class Conversation:
     """Turns within a budget of slots. Threads may share one."""
 
-    def __init__(self, maker: Maker, state: State) -> None:
-        """Begin with a state."""
-        self._maker, self._state = maker, state
+    def __init__(self, maker: Maker, state: State, relevance: Relevance | None = None) -> None:
+        """Begin with a state; with embeddings of its segments, these can be selected."""
+        self._maker, self._state, self._relevance = maker, state, relevance
         self._lock = threading.RLock()
 
     def append(
@@ -133,16 +134,25 @@ class Conversation:
             self._maker.check_pins(turns)
             self._state = self._maker.replanned(state, turns)
 
-    def pieces(self, question: str | None = None) -> list[Tensor | GistMemory]:
+    def pieces(self, question: str | None = None, *, select: int | None = None) -> list[Tensor | GistMemory]:
         """Return the prompt of a question, as `UltraGist.generate` takes it.
 
         Args:
             question: What the user says; None for the conversation alone.
+            select: Segments that are shown besides pinned and recent ones: those that are nearest to the question, be
+                they compressed or in the archive only. None for all that are compressed.
 
         Returns:
             Token ids of shape (tokens,) and memories in reading order.
+
+        Raises:
+            InputError: If segments are to be selected without question or embeddings.
         """
-        return self._pieces(None if question is None else Said(role="user", content=question))
+        if select is None:
+            return self._pieces(None if question is None else Said(role="user", content=question))
+        if question is None:
+            raise InputError("segments are selected for a question: give one.")
+        return self._pieces(Said(role="user", content=question), select)
 
     def turns(self) -> list[SessionTurn]:
         """Return all turns, oldest first, with their texts, archived ones too."""
@@ -224,15 +234,28 @@ class Conversation:
     def _forget(self, gone: Collection[int]) -> None:
         self._state = self._maker.without(self._state, gone)
 
-    def _pieces(self, question: Said | None) -> list[Tensor | GistMemory]:
+    def _pieces(self, question: Said | None, select: int | None = None) -> list[Tensor | GistMemory]:
         with self._lock:
             state = self._state
             raw = self._maker.raw(state)
+            held = state.held if question is None or select is None else self._select(state, question.content, select)
         rendering, lead = self._maker.rendering, self._maker.engine.lead_token
         behind = [*raw, *([] if question is None else [rendering.question(question)])]
-        memories = [state.held[part].memory for part in sorted(state.held)]
+        memories = [held[part].memory for part in sorted(held)]
         ids = [torch.cat(behind)] if behind else []
         return with_lead([piece for piece in (rendering.head, *memories, *ids) if not _is_empty(piece)], lead)
+
+    def _select(self, state: State, question: str, select: int) -> dict[Part, Held]:
+        """Return the memories of pinned segments and of those nearest to a question, made again where need be."""
+        if self._relevance is None:
+            raise InputError("the session has no embeddings to select by: make or load it with embeddings=...")
+        turns = {turn.id: turn for turn in state.turns}
+        pinned = [part for part in state.held if turns[part[0]].pinned]
+        best = self._relevance.best(state.archive, question, select, {*state.recent, *pinned})
+        held = {part: state.held[part] for part in [*pinned, *best] if part in state.held}
+        room = self._maker.settings.slots - sum(one.memory.slots for one in held.values())
+        entries = [turns[number].entry(place) for number, place in best if (number, place) not in held]
+        return held | self._maker.make(state.archive, divide(state.plan, entries, room))
 
 
 def _is_empty(piece: Tensor | GistMemory) -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import threading
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,7 @@ from ultragist_rag.errors import CorruptGistError
 from ultragist_rag.session.turns import Said
 from ultragist_rag.store.records import Records
 
-__all__ = ["Archive", "PAGE_KIND", "Pages"]
+__all__ = ["Archive", "PAGE_KIND", "Page", "Pages"]
 
 PAGE_KIND = "page"
 _N_TURNS, _N_CHARACTERS = 64, 100_000
@@ -31,18 +31,35 @@ _N_TURNS, _N_CHARACTERS = 64, 100_000
 
 _N_CACHED = 4
 
+Note = Callable[[Sequence[tuple[int, Said]]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page that was read.
+
+    Attributes:
+        turns: What was said, by the ids of turns.
+        vectors: What `Relevance.note` said about them; None if nothing did.
+    """
+
+    turns: Mapping[int, Said]
+    vectors: Mapping[str, Any] | None = None
+
 
 class Pages:
     """Reads and writes the pages of a session and its forks, and knows which ones it wrote."""
 
-    def __init__(self, records: Records, family: str) -> None:
+    def __init__(self, records: Records, family: str, note: Note | None = None) -> None:
         """Keep pages among the records of a store.
 
         Args:
             records: Of the store.
             family: Of sessions that are forks of each other; others never share a page.
+            note: Makes vectors of turns that are kept with their page; None for none.
         """
         self.records = records
+        self.note = note
         self.family = family
         self.written: set[str] = set()
         self._sessions: WeakSet[Any] = WeakSet()
@@ -68,15 +85,18 @@ class Pages:
     def write(self, turns: Sequence[tuple[int, Said]]) -> str:
         """Write a page; return its name."""
         name, payload = self.make(turns)
+        if self.note is not None:
+            payload["vectors"] = self.note(turns)
         self.records.put(PAGE_KIND, {name: payload})
         self.written.add(name)
         return name
 
-    def _read(self, name: str) -> dict[int, Said]:
+    def _read(self, name: str) -> Page:
         payload = self.records.get(PAGE_KIND, name)
         if payload is None:
             raise CorruptGistError(f"page {name} of a session is missing: restore it, or delete the session.")
-        return {turn["id"]: Said.from_dict(turn) for turn in payload["turns"]}
+        turns = {turn["id"]: Said.from_dict(turn) for turn in payload["turns"]}
+        return Page(turns, payload.get("vectors"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +119,18 @@ class Archive:
         """Return what was said in a turn."""
         if self.rest and number >= self.rest[0][0]:
             return dict(self.rest)[number]
-        return self.pages.read(self.names[bisect_right(self.firsts, number) - 1])[number]
+        return self.pages.read(self.names[bisect_right(self.firsts, number) - 1]).turns[number]
 
     def __iter__(self) -> Iterator[tuple[int, Said]]:
         """Yield all turns, oldest first, with their ids."""
-        for name in self.names:
-            yield from self.pages.read(name).items()
-        yield from self.rest
+        for page in self.read():
+            yield from page.turns.items()
+
+    def read(self) -> Iterator[Page]:
+        """Yield all pages, oldest first; the turns behind the last one, too."""
+        yield from map(self.pages.read, self.names)
+        if self.rest:
+            yield Page(dict(self.rest))
 
     def append(self, turns: Sequence[tuple[int, Said]]) -> Archive:
         """Add turns; write the pages that are full.
@@ -145,10 +170,11 @@ class Archive:
         names, firsts = [], []
         for place, (name, first) in enumerate(zip(self.names, self.firsts, strict=True)):
             if place in touched:
-                left = [turn for turn in self.pages.read(name).items() if turn[0] not in gone]
+                turns = self.pages.read(name).turns
+                left = [turn for turn in turns.items() if turn[0] not in gone]
                 if not left:
                     continue
-                if len(left) < len(self.pages.read(name)):
+                if len(left) < len(turns):
                     name, first = self.pages.write(left), left[0][0]
             names.append(name)
             firsts.append(first)
@@ -157,5 +183,5 @@ class Archive:
 
     def moved(self, pages: Pages) -> Archive:
         """Copy all pages to another place."""
-        names = tuple(pages.write(list(self.pages.read(name).items())) for name in self.names)
+        names = tuple(pages.write(list(self.pages.read(name).turns.items())) for name in self.names)
         return replace(self, pages=pages, names=names)

@@ -174,7 +174,7 @@ def state_of(
     names, firsts = manifest["pages"], manifest["firsts"]
     archive = Archive(pages=pages, names=tuple(names[: len(firsts)]), firsts=tuple(firsts))
     if len(names) > len(firsts):
-        archive = replace(archive, rest=tuple(pages.read(names[-1]).items()))
+        archive = replace(archive, rest=tuple(pages.read(names[-1]).turns.items()))
     turns = tuple(
         Turn(**{**turn, "lengths": tuple(turn["lengths"]), "extras": tuple(turn.get("extras", ()))})
         for turn in manifest["turns"]

@@ -17,10 +17,12 @@ from typing import Any, Literal, overload
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.stream import TextStream
+from ultragist_rag.rag.embeddings import Embeddings
 from ultragist_rag.session.asking import SessionStream
 from ultragist_rag.session.conversation import Conversation
 from ultragist_rag.session.making import Maker
 from ultragist_rag.session.pages import Archive, Pages
+from ultragist_rag.session.relevance import Relevance
 from ultragist_rag.session.rendering import TemplateChoice, make_rendering
 from ultragist_rag.session.saving import Saving, delete_saved, read_manifest, saved_names, state_of
 from ultragist_rag.session.settings import SessionSettings
@@ -42,9 +44,9 @@ class GistSession(Conversation):
         'Ada'
     """
 
-    def __init__(self, maker: Maker, saving: Saving, state: State) -> None:
+    def __init__(self, maker: Maker, saving: Saving, state: State, relevance: Relevance | None = None) -> None:
         """Put a session together; `create` and `load` do."""
-        super().__init__(maker, state)
+        super().__init__(maker, state, relevance)
         self._saving = saving
         state.archive.pages.join(self)
 
@@ -61,6 +63,7 @@ class GistSession(Conversation):
         ladder: Sequence[int] | None = None,
         segment_tokens: int | None = None,
         verbatim: str | None = None,
+        embeddings: Embeddings | None = None,
         template: TemplateChoice | None = None,
     ) -> GistSession:
         """Begin a session.
@@ -77,6 +80,7 @@ class GistSession(Conversation):
                 `ratio` on, or four that double from there.
             segment_tokens: Tokens of a segment at most; longer turns are cut.
             verbatim: Policy for tokens that are kept as they are inside compressed turns.
+            embeddings: Make vectors of all segments, for `ask(..., select=...)`; they must need no fitting.
             template: `chat` for the chat template, `plain` for lines such as `user: text`; None for the template if
                 there is one that can be used.
 
@@ -99,11 +103,14 @@ class GistSession(Conversation):
         if name is not None:
             saving.check(name)
             saving.name = name
-        archive = Archive(pages=Pages(store.records, saving.family))
-        return cls(maker, saving, State(archive=archive, plan=maker.empty))
+        relevance = _relevance(maker, embeddings)
+        archive = Archive(pages=_pages(store, saving.family, relevance))
+        return cls(maker, saving, State(archive=archive, plan=maker.empty), relevance)
 
     @classmethod
-    def load(cls, engine: UltraGist, store: GistStore, name: str) -> GistSession:
+    def load(
+        cls, engine: UltraGist, store: GistStore, name: str, *, embeddings: Embeddings | None = None
+    ) -> GistSession:
         """Go on with a saved session.
 
         Memories that are in the store are read; the model only works for those that had to make room there, or were
@@ -113,6 +120,7 @@ class GistSession(Conversation):
             engine: The engine.
             store: Where the session was saved.
             name: Its name.
+            embeddings: As for `create`; vectors that others made are made anew when they are needed.
 
         Returns:
             The session as it was.
@@ -127,11 +135,13 @@ class GistSession(Conversation):
         rendering = make_rendering(engine.tokenizer, manifest["template"], settings.system)
         settings.check_fit(len(rendering.head), engine.max_positions)
         maker = Maker(engine, rendering, settings, store)
-        pages = Pages(store.records, manifest["family"])
+        relevance = _relevance(maker, embeddings)
+        pages = _pages(store, manifest["family"], relevance)
         state, memories = state_of(manifest, pages, maker.empty)
         if manifest["rendered"] != _rendered(maker):
             state, memories = maker.measured_again(state), {}
-        return cls(maker, Saving.of(store, name, manifest), maker.settle(state, maker.fetch(memories)))
+        settled = maker.settle(state, maker.fetch(memories))
+        return cls(maker, Saving.of(store, name, manifest), settled, relevance)
 
     @staticmethod
     def names(store: GistStore) -> list[str]:
@@ -159,17 +169,20 @@ class GistSession(Conversation):
         return self._maker.settings
 
     @overload
-    def ask(self, text: str, *, stream: Literal[False] = ..., **decoding: Any) -> str: ...
+    def ask(self, text: str, *, stream: Literal[False] = ..., select: int | None = ..., **decoding: Any) -> str: ...
 
     @overload
-    def ask(self, text: str, *, stream: Literal[True], **decoding: Any) -> SessionStream: ...
+    def ask(self, text: str, *, stream: Literal[True], select: int | None = ..., **decoding: Any) -> SessionStream: ...
 
-    def ask(self, text: str, *, stream: bool = False, **decoding: Any) -> str | SessionStream:
+    def ask(
+        self, text: str, *, stream: bool = False, select: int | None = None, **decoding: Any
+    ) -> str | SessionStream:
         """Answer a question; question and answer become turns.
 
         Args:
             text: What the user says.
             stream: Give the answer as it is decoded. It becomes a turn when it is read to its end, or closed.
+            select: As for `pieces`.
             decoding: Settings of `UltraGist.generate`, such as max_new_tokens, do_sample, stop, seed.
 
         Returns:
@@ -180,7 +193,7 @@ class GistSession(Conversation):
             ContextOverflowError: If question and answer do not fit into the positions that are left.
         """
         question = Said(role="user", content=text)
-        pieces = self._pieces(question)
+        pieces = self._pieces(question, select)
         decoding = {"stop": self._maker.rendering.stop, **decoding}
         if stream:
             texts = self._maker.engine.stream(pieces, **decoding)
@@ -207,7 +220,7 @@ class GistSession(Conversation):
             if name is not None:
                 saving.check(name)
                 saving.name = name
-            return GistSession(self._maker.copy(), saving, self._state)
+            return GistSession(self._maker.copy(), saving, self._state, self._relevance)
 
     def save(self, name: str | None = None, store: GistStore | None = None) -> None:
         """Write everything that `load` needs, and delete what is needed no longer.
@@ -244,13 +257,21 @@ class GistSession(Conversation):
         return {*state.archive.names, *(one.marker for one in state.held.values() if one.marker)}
 
     def _move(self, store: GistStore) -> None:
-        pages = Pages(store.records, self._saving.family)
+        pages = _pages(store, self._saving.family, self._relevance)
         archive = self._state.archive.moved(pages)
         held = {part: replace(one, marker=None) for part, one in self._state.held.items()}
         self._state = replace(self._state, archive=archive, held=held)
         self._saving = Saving(store, self._saving.family)
         self._maker.store = store
         pages.join(self)
+
+
+def _relevance(maker: Maker, embeddings: Embeddings | None) -> Relevance | None:
+    return None if embeddings is None else Relevance(embeddings, maker.rendering, maker.settings.segment_tokens)
+
+
+def _pages(store: GistStore, family: str, relevance: Relevance | None) -> Pages:
+    return Pages(store.records, family, relevance.note if relevance else None)
 
 
 def _rendered(maker: Maker) -> str:

@@ -46,10 +46,13 @@ class Turn:
     digest: str | None = None
 
     def entries(self) -> Iterator[Entry]:
-        """Yield its segments as the plan takes them."""
-        for number, length in enumerate(self.lengths):
-            extra = self.extras[number] if self.extras else 0
-            yield Entry((self.id, number), length, self.pinned, extra)
+        """Return all segments as the plan takes them."""
+        return map(self.entry, range(len(self.lengths)))
+
+    def entry(self, number: int) -> Entry:
+        """Return a segment as the plan takes it."""
+        extra = self.extras[number] if self.extras else 0
+        return Entry((self.id, number), self.lengths[number], self.pinned, extra)
 
 
 @dataclass(frozen=True, slots=True)
