@@ -1,5 +1,8 @@
 """LangChain's byte stores as places: what they do not tell is found out, what they raise is told."""
 
+import threading
+import time
+
 import pytest
 from langchain_classic.storage import LocalFileStore
 from langchain_core.stores import InMemoryByteStore
@@ -127,6 +130,49 @@ def test_whatever_it_raises_is_a_store_error_and_it_works_again(error):
             call()
     store.error = None
     assert (place.get(key(0)), place.get(key(1))) == (b"x", None)
+
+
+def test_threads_with_stores_of_their_own_on_one_object_take_turns():
+    class Careless(InMemoryByteStore):
+        """Notices two threads at the same moment."""
+
+        busy = 0
+
+        def __getattribute__(self, name):
+            if name not in {"mget", "mset", "mdelete", "yield_keys"}:
+                return super().__getattribute__(name)
+            call = super().__getattribute__(name)
+
+            def alone(*args, **kwargs):
+                assert self.busy == 0
+                self.busy += 1
+                time.sleep(0.0005)
+                found = call(*args, **kwargs)
+                found = iter(list(found)) if name == "yield_keys" else found
+                self.busy -= 1
+                return found
+
+            return alone
+
+    store = Careless()
+    places = [open_bytes(store, 3000) for _ in range(8)]
+    failures = []
+
+    def work(number):
+        try:
+            for step in range(5):
+                places[number].put({key(number * 5 + step): bytes(100)})
+                places[number].get(key(step))
+                places[number].usage()
+        except BaseException as error:  # shown by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 @pytest.mark.parametrize("allowed", [0, 1])

@@ -186,7 +186,7 @@ def test_a_put_is_of_one_folder(place):
 
 def test_the_bound_is_never_exceeded(bounded, kind, tmp_path):
     place = bounded(1000)
-    for number in range(30 if kind == "s3" else 100):
+    for number in range(12 if kind == "s3" else 100):
         place.put({key(number % 20): bytes(number * 37 % 400), key(number % 40, SOURCE): bytes(number * 11 % 60)})
         if number % 7 == 0:
             place.delete((key(number % 13),))
@@ -205,7 +205,7 @@ def test_what_cannot_fit_is_refused_and_nothing_is_lost(bounded):
 
 
 def test_sixteen_threads_on_one_store(bounded, kind):
-    steps = 2 if kind == "s3" else 25
+    steps = {"s3": 1, "file": 12}.get(kind, 25)
     place = bounded(5000)
     failures = []
 

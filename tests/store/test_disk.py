@@ -156,12 +156,26 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
             open_bytes(path)
 
 
+def test_a_folder_that_cannot_be_looked_into_is_told_of(folder, monkeypatch):
+    folder.put({key(0): b"x"})
+    for name, call in {
+        "stat": lambda: folder.contains(key(0)),
+        "scandir": lambda: list(folder.entries("ns")),
+        "open": folder.usage,
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, failing(errno.EACCES))
+            with pytest.raises(StoreError, match="Permission denied"):
+                call()
+
+
 def test_a_folder_that_vanished_is_made_again(folder):
     folder.put({key(0): b"x"})
     for path in sorted(folder.root.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     folder.root.rmdir()
     assert folder.get(key(0)) is None
+    assert (list(folder.entries("ns")), folder.usage().n_bytes) == ([], 20)
     folder.put({key(1): b"y"})
     assert folder.get(key(1)) == b"y"
 

@@ -128,8 +128,15 @@ class DiskBytes:
             return sum(size is not None for size in removed)
 
     def contains(self, key: str) -> bool:
-        """Say whether something is stored under a key; this is no use of it."""
-        return is_key(key) and (self.root / key).is_file()
+        """Say whether something is stored under a key; this is no use of it.
+
+        Raises:
+            StoreError: If the folder cannot be looked into.
+        """
+        try:
+            return is_key(key) and (self.root / key).is_file()
+        except OSError as error:
+            raise StoreError(_failure(f"cannot look for {self.root / key}", error)) from error
 
     def entries(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield key and size of everything in a folder."""
@@ -259,8 +266,13 @@ class DiskBytes:
         return size
 
     def _scan_all(self) -> Iterator[_Row]:
-        with os.scandir(self.root) as folders:
-            names = [folder.name for folder in folders if folder.is_dir() and not folder.name.startswith(".")]
+        try:
+            with os.scandir(self.root) as folders:
+                names = [folder.name for folder in folders if folder.is_dir() and not folder.name.startswith(".")]
+        except FileNotFoundError:  # somebody removed the whole folder; the next put makes it again
+            return
+        except OSError as error:
+            raise StoreError(_failure(f"cannot read {self.root}", error)) from error
         for name in names:
             yield from self._scan(self.root / name)
 

@@ -4,8 +4,8 @@ Is        the protocol of base.py on four such actions; what a bound needs besid
 Flow      base, eviction -> [indexed_bytes] -> remote_bytes, adapted_bytes -> store. Imports no torch.
 Change    how bounds are kept where nothing is atomic but a single object.
 Not here  the four actions -> remote_bytes.py (fsspec), adapted_bytes.py (LangChain's byte stores).
-Holds     what lies there is counted by listing it, never by trusting the index; with one writer at a time the bound is
-          never exceeded, and several exceed it by no more than what they write at the same moment.
+Holds     what lies there is known from listing it, never from the index; with one writer at a time the bound is never
+          exceeded, and several exceed it by no more than what they write at the same moment.
 """
 
 from __future__ import annotations

@@ -168,6 +168,8 @@ class RedisBytes:
         Raises:
             StoreError: If Redis does not answer.
         """
+        if not is_key(key):
+            return None
         with self._asking():
             pipeline = self._client.pipeline()
             found, data = pipeline.exists(_PREFIX + key).getrange(_PREFIX + key, 0, n_bytes - 1).execute()
