@@ -1,14 +1,66 @@
-"""The command `ultragist-rag recall`."""
+"""The command `ultragist-rag recall`: numbers and UUIDs out of memories, with and without verbatim tokens.
+
+Is        what evaluation/recall.py measures, as a table or as JSON.
+Flow      evaluation -> [cli_recall] -> cli. Importing it imports no torch: the command does.
+Change    options, what a table shows.
+Not here  cases and conditions -> evaluation/recall.py.
+Holds     equal options and equal weights give equal rows.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ultragist_rag.cli_errors import one_line_errors
 from ultragist_rag.errors import InputError
 
 __all__ = ["recall"]
 
+_WIDTH = 140
+_FACTS = Path("examples/corpus_facts.json")
+
 
 @one_line_errors
-def recall() -> None:
-    """Not there yet."""
-    raise InputError("this command is being built.")
+def recall(  # noqa: PLR0913 - one parameter per option
+    model: Annotated[str, typer.Option("--model", help="'bundled', a folder or a hub id.")] = "bundled",
+    verbatim: Annotated[str, typer.Option("--verbatim", help="Policy: 'regex', 'surprisal' or 'both'.")] = "regex",
+    questions: Annotated[int, typer.Option("--questions", help="Questions of each kind.", min=1)] = 150,
+    slots: Annotated[str, typer.Option("--slots", help="Slots of a document, such as 24,48; else by kind.")] = "",
+    facts: Annotated[Path, typer.Option("--facts", help="JSON file of facts to write documents from.")] = _FACTS,
+    output: Annotated[Path | None, typer.Option("--output", help="File for the rows as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Ask for numbers and UUIDs in compressed documents, with and without verbatim tokens, at equal slots."""
+    from ultragist_rag.console import print_json
+    from ultragist_rag.engine import UltraGist
+    from ultragist_rag.evaluation.recall import BUDGETS, measure_recall, read_pool, recall_cases, recall_table
+    from ultragist_rag.evaluation.report import write_rows
+    from ultragist_rag.memory.verbatim import policy_name
+
+    policy_name(verbatim)
+    given = _numbers(slots)
+    pool = read_pool(facts)
+    engine = UltraGist.from_pretrained(model)
+    rows = []
+    for task, budgets in BUDGETS.items():
+        rows += measure_recall(engine, task, recall_cases(task, pool, questions), given or budgets, verbatim)
+    plain = [row.to_dict() for row in rows]
+    if output is not None:
+        write_rows(plain, output)
+    if as_json:
+        print_json(plain)
+        return
+    from rich.console import Console
+
+    Console(width=_WIDTH).print(recall_table(rows))
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    wrong = [part for part in parts if not (part.isascii() and part.isdigit() and int(part))]
+    if wrong:
+        raise InputError(f"slots {wrong[0]!r} is no number: give whole numbers of at least 1, such as 24,48.")
+    return [int(part) for part in parts]

@@ -27,7 +27,7 @@ _AROUND = ".,:;/\\'’?&=*~"
 _MAIL = re.compile(r"[^\s@<>()\[\],;:\"]+@[^\s@<>()\[\],;:\"]+\.[^\W\d_]{2,}")
 _CODE = re.compile(r"\w+(?:[-_/]\w+)+")
 _INNER_CAPITAL = re.compile(r"[^\W\d_]{2,}")
-_RARE_TOKENS = 3
+_RARE_TOKENS = 4
 
 
 def exact_words(text: str, offsets: Offsets) -> NDArray[np.bool_]:
@@ -36,8 +36,8 @@ def exact_words(text: str, offsets: Offsets) -> NDArray[np.bool_]:
     A word that has a digit of any script (letters, signs and separators around it included, so dates, amounts, UUIDs
     and version numbers are whole); an e-mail address or URL; a code in capitals with `-`, `_` or `/`; a word with a
     capital behind a small letter; and, as a rare name, a capitalised word within a sentence that the tokenizer needs
-    at least three tokens for. Letters of scripts without capitals never join a number, since words of some of these
-    scripts stand without spaces.
+    at least four tokens for, where it comes first. Letters of scripts without capitals never join a number, since
+    words of some of these scripts stand without spaces.
 
     Args:
         text: Any text.
@@ -53,9 +53,13 @@ def exact_words(text: str, offsets: Offsets) -> NDArray[np.bool_]:
     """
     starts = np.array([start for start, _ in offsets], np.int64)
     chosen = [match.span() for match in _MAIL.finditer(text)]
+    names: set[str] = set()
     for start, stop in _words(text):
         word = text[start:stop]
-        if _is_exact(word) or (_is_name(text, start, word) and _n_tokens(starts, start, stop) >= _RARE_TOKENS):
+        if _is_exact(word):
+            chosen.append((start, stop))
+        elif word not in names and _is_name(text, start, word) and _n_tokens(starts, start, stop) >= _RARE_TOKENS:
+            names.add(word)
             chosen.append((start, stop))
     return flag_words(chosen, offsets)
 
