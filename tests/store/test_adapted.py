@@ -61,8 +61,8 @@ def test_stores_of_langchain_have_what_is_needed(make):
 
 
 def test_what_is_no_byte_store_is_refused():
-    with pytest.raises((InputError, TypeError)):
-        open_bytes(object())
+    with pytest.raises(InputError, match="a dict is no place"):
+        open_bytes({})
 
 
 def test_a_store_is_found_again_by_whoever_opens_it(make_memory, same):

@@ -267,11 +267,6 @@ def test_options_of_places_without_any_are_refused(url, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_place_is_refused():
-    with pytest.raises((InputError, TypeError)):
-        open_bytes(42)
-
-
 @pytest.mark.parametrize("max_bytes", [0, -1, True, 1.5, "9"])
 def test_a_bound_must_be_a_number_of_bytes(max_bytes):
     with pytest.raises((InputError, TypeError), match="max_bytes"):

@@ -60,8 +60,9 @@ class AdaptedBytes(IndexedBytes):
         with self._turn:
             self._store.mdelete(list(keys))
 
-    def _list(self, folder: str, index: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    def _list(self, folder: str) -> dict[str, int]:
         start = f"{folder}/" if folder else ""
+        index = self._read_index()
         with self._turn:
             keys = list(self._store.yield_keys(prefix=start or None))
         sizes = {}

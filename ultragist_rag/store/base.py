@@ -159,11 +159,11 @@ def without_password(url: str) -> str:
     return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
 
 
-def open_bytes(url: str | os.PathLike[str] | KeyValueStore, max_bytes: int | None = None, **options: Any) -> ByteStore:
+def open_bytes(url: Any, max_bytes: int | None = None, **options: Any) -> ByteStore:
     """Open the byte store of a URL.
 
     Args:
-        url: A folder, `scheme://location` with a scheme of SCHEMES or of fsspec, or a byte store of LangChain.
+        url: A folder, `scheme://location` with a scheme of SCHEMES or of fsspec, or a KeyValueStore.
         max_bytes: Bound on everything in it, all namespaces together; None for none.
         options: What the client of a remote place takes besides.
 
@@ -171,14 +171,16 @@ def open_bytes(url: str | os.PathLike[str] | KeyValueStore, max_bytes: int | Non
         The byte store.
 
     Raises:
-        InputError: If the scheme is unknown or its package is not installed, the bound is not a positive number, or
-            there are options that do not fit.
+        InputError: If it is none of these, the scheme is unknown or its package is not installed, the bound is not a
+            positive number, or there are options that do not fit.
         StoreError: If the place cannot be used.
     """
     if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
         raise InputError(f"max_bytes is {max_bytes!r}, but must be a number of bytes above 0, or None for no bound.")
     if isinstance(url, KeyValueStore):
         scheme, opener = type(url).__name__, _ADAPTED
+    elif not isinstance(url, str | os.PathLike):
+        raise InputError(f"a {type(url).__name__} is no place: pass a folder, a URL or a byte store of LangChain.")
     else:
         if not (isinstance(url, str) and _SCHEME.fullmatch(url)):
             url = f"file://{Path(url).expanduser()}" if url else "file://"

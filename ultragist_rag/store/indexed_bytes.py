@@ -58,8 +58,8 @@ class IndexedBytes(ABC):
         """Remove keys, whether they are there or not."""
 
     @abstractmethod
-    def _list(self, folder: str, index: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """Return the sizes of all keys of a folder, of all folders for ""; `index` tells what they were."""
+    def _list(self, folder: str) -> dict[str, int]:
+        """Return the sizes of all keys of a folder, of all folders for ""."""
 
     @abstractmethod
     def contains(self, key: str) -> bool:
@@ -98,7 +98,7 @@ class IndexedBytes(ABC):
         with self._lock, self._asking():
             self._is_bounded = True
             index = self._read_index()
-            sizes = self._list("", index)
+            sizes = self._list("")
             used = {key: max(index.get(key, (0, 0))[1], self._used.get(key, 0)) for key in sizes}
             victims = plan_eviction(sorted(sizes.items(), key=lambda row: used[row[0]]), items, self.max_bytes, quota)
             self._remove(victims)
@@ -129,7 +129,7 @@ class IndexedBytes(ABC):
             StoreError: If the place cannot be read.
         """
         with self._asking():
-            sizes = self._list(folder, self._read_index())
+            sizes = self._list(folder)
         yield from sizes.items()
 
     def usage(self) -> Usage:
@@ -139,7 +139,7 @@ class IndexedBytes(ABC):
             StoreError: If the place cannot be read.
         """
         with self._asking():
-            n_bytes = sum(self._list("", self._read_index()).values())
+            n_bytes = sum(self._list("").values())
         return Usage(n_bytes, self.max_bytes, self._n_evicted)
 
     def _ask(self, key: str, n_bytes: int | None) -> bytes | None:

@@ -63,7 +63,7 @@ class RemoteBytes(IndexedBytes):
             with suppress(FileNotFoundError):
                 self._files.rm_file(self._path(key))
 
-    def _list(self, folder: str, index: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    def _list(self, folder: str) -> dict[str, int]:
         try:
             found = self._files.find(self._path(folder), detail=True)
         except FileNotFoundError:
