@@ -54,7 +54,7 @@ def test_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     assert len(text.splitlines()) < 60
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert f"python examples/{path.name}" in docstring
-    assert "pip install '.[" in docstring
+    assert "pip install '." in docstring
 
 
 @needs_model
@@ -137,6 +137,45 @@ def test_chat_engine_remembers_turns_that_left_its_history(tmp_path: Path, own_s
 
 
 @needs_model
+def test_chat_goes_on_another_day_and_a_fork_forgets(run: Run, tmp_path: Path) -> None:
+    first = run("07")
+    assert first.startswith("The first day\n")
+    ((n_turns, n_slots, n_tokens),) = re.findall(r"(\d+) turns in (\d+) memory slots and (\d+) tokens", first)
+    assert int(n_turns) == 4
+    assert int(n_slots) > 50
+    second = run("07")
+    assert f"Another day\n  {n_turns} turns in {n_slots} memory slots and {n_tokens} tokens\n" in second
+    assert "  9 turns in " in second  # of the fork: one less, two more
+    assert "Sessions: a journey, without Norway" in second
+    told, forgot = second.split("A fork that never heard of Norway\n")
+    assert n_said(told, "29 December 1911\n", "natural gas\n") >= 1  # said of notes that are memories by then
+    assert told.splitlines()[-1] != forgot.splitlines()[1]
+    assert "  8 turns in " in run("07")  # the fork left the session as it was
+    assert (tmp_path / "chats").is_dir()
+
+
+@pytest.mark.slow
+@needs_model
+def test_chat_goes_on_in_another_process(tmp_path: Path, own_secret: None) -> None:
+    (script,) = (ROOT / "examples").glob("07_*.py")
+    outputs = [
+        subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert [output.splitlines()[0] for output in outputs] == ["The first day", "Another day"]
+    assert n_said(outputs[1], "29 December 1911\n", "natural gas\n") >= 1
+
+
+@needs_model
+def test_graph_remembers_its_user_in_another_thread(run: Run) -> None:
+    output = run("09")
+    monday, thursday = output.split("On Thursday, in a new thread\n")
+    assert "4 messages in this thread" in monday
+    assert "4 messages in this thread, 8 turns in the session of the user" in thursday
+    assert n_said(thursday, "29 December 1911\n", "natural gas\n") >= 1
+
+
+@needs_model
 @pytest.mark.redis
 def test_two_tenants_share_a_redis_store(run: Run, redis_url: str) -> None:
     first, second = run("08", redis_url), run("08", redis_url)
@@ -170,6 +209,7 @@ def test_a_shared_store_without_a_secret_is_refused(run: Run, redis_url: str, mo
         ("05", "llama_index", "llama-index"),
         ("06", "llama_index", "llama-index"),
         ("08", "redis", "redis"),
+        ("09", "langgraph", "langchain"),
     ],
 )
 def test_missing_extra_is_named(number: str, missing: str, extra: str) -> None:
