@@ -177,7 +177,7 @@ def test_migrate_copies_to_another_place_secret_and_quantisation(
     store: GistStore, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = store.put(make_memory(slots=30), text="a")
-    bare = store.put(make_memory(1))
+    bare = store.put(make_memory(1), text="b", keep_source=False)
     monkeypatch.setenv("OTHER_SECRET", "another secret, long enough")
     arguments = ("--to", tmp_path / "other", "--to-secret-env", "OTHER_SECRET", "--quantise", "int8")
     result = run("migrate", place, *arguments)
@@ -195,7 +195,7 @@ def test_migrate_copies_to_another_place_secret_and_quantisation(
 
 def test_rotate_moves_to_another_secret(store: GistStore, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = store.put(make_memory(), text="a")
-    store.put(make_memory(1))
+    store.put(make_memory(1), text="b", keep_source=False)
     monkeypatch.setenv("OTHER_SECRET", "another secret, long enough")
     report = read("rotate", place, "--new-secret-env", "OTHER_SECRET", "--drop")
     assert len(report["without_source"]) == 1

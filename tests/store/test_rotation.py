@@ -82,16 +82,30 @@ def test_records_move_along_and_name_the_new_ids(url, make_memory):
     assert store.records.names("page") == ["p"]
 
 
+def test_a_memory_that_is_known_by_its_content_moves_too(url, make_memory, same):
+    store = GistStore.open(url, secret=SECRET)
+    marker = store.put(make_memory())
+    other = GistStore.open("memory://", "other", SECRET)
+    quantised = store.copy_to(other, quantise="int8").markers[marker]
+    assert quantised == other.put(make_memory(), quantise="int8")
+    new = store.rotate(NEW).markers[marker]
+    assert new == store.put(make_memory())
+    assert same(store.get(new), make_memory())
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_what_has_no_source_stays_behind_or_is_dropped(url, make_memory, drop):
     store = GistStore.open(url, secret=SECRET)
-    kept, anonymous = store.put(make_memory(1), text="a"), store.put(make_memory(2))
-    private = store.put(make_memory(3), text="b", keep_source=False)
+    kept = store.put(make_memory(1), text="a")
+    private, quantised = (
+        store.put(make_memory(2), text="b", keep_source=False),
+        store.put(make_memory(3), quantise="int8"),
+    )
     report = store.rotate(NEW, drop=drop)
     assert set(report.markers) == {kept}
-    assert (set(report.without_source), report.n_without_source) == ({anonymous, private}, 2)
+    assert (set(report.without_source), report.n_without_source) == ({private, quantised}, 2)
     assert len(store) == 1
-    assert sorted(GistStore.open(url, secret=SECRET)) == ([] if drop else sorted([anonymous, private]))
+    assert sorted(GistStore.open(url, secret=SECRET)) == ([] if drop else sorted([private, quantised]))
 
 
 def test_damaged_files_are_named_and_made_again_where_that_is_possible(url, engine, same):
@@ -188,10 +202,10 @@ def test_a_copy_in_another_place_has_the_same_files(url, make_memory, engine, tm
 def test_a_copy_can_be_quantised_in_another_namespace(url, engine, make_memory, same):
     store = GistStore.open(url, secret=SECRET)
     markers = store.get_or_compress(engine, TEXTS[:3])
-    anonymous = store.put(make_memory())
+    private = store.put(make_memory(), text="private", keep_source=False)
     other = GistStore.open("memory://", "other", SECRET, quantise="int8")
     report = store.copy_to(other, quantise="int8")
-    assert report.without_source == (anonymous,)
+    assert report.without_source == (private,)
     assert other.get_or_compress(engine, TEXTS[:3]) == [report.markers[marker] for marker in markers]
     for marker in markers:
         assert same(other.get(report.markers[marker]), as_stored(store.get(marker), "int8"))

@@ -82,8 +82,8 @@ class Rotation:
     """What became of the memories of a store that were given new ids.
 
     Attributes:
-        markers: New marker by old one, of all that has a source record; memories that were evicted are among them.
-        without_source: Old markers of memories without one: there is no text to sign a new id for.
+        markers: New marker by old one; memories that were evicted are among them, if their source records were there.
+        without_source: Old markers of memories whose text is not there: nobody can sign a new id for them.
         damaged: Old markers of files that are not whole.
         n_records: Documents of users that moved along.
     """
@@ -95,5 +95,5 @@ class Rotation:
 
     @property
     def n_without_source(self) -> int:
-        """Number of memories without a source record."""
+        """Number of memories whose text is not there."""
         return len(self.without_source)

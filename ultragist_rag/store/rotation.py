@@ -1,6 +1,6 @@
 """Rotation: what is stored gets new ids, because the secret, the namespace, the place or the quantisation changes.
 
-Is        copying from one shelf to another, file by file; new ids come from source records, no model is needed.
+Is        copying from one shelf to another, file by file; new ids come from source records, or from the memory itself.
 Flow      shelf, records -> [rotation] -> store.
 Change    what moves along, and in which order.
 Not here  how an id is computed -> refs.py; who calls it -> store.py, ultragist_rag/cli_store.py.
@@ -20,12 +20,12 @@ from ultragist_rag.errors import CorruptGistError
 from ultragist_rag.sizing import Kind
 from ultragist_rag.store import codec, source
 from ultragist_rag.store.base import GIST, SOURCE
-from ultragist_rag.store.recipes import can_repeat
+from ultragist_rag.store.recipes import can_repeat, recipe_of
 from ultragist_rag.store.records import Records
 from ultragist_rag.store.refs import to_marker
 from ultragist_rag.store.reports import Rotation
-from ultragist_rag.store.seal import put_seal
-from ultragist_rag.store.shelf import Shelf
+from ultragist_rag.store.seal import N_HEAD, put_seal, stored_at
+from ultragist_rag.store.shelf import Shelf, by_content
 from ultragist_rag.store.source import SourceRecord
 
 __all__ = ["copy", "rotate"]
@@ -95,7 +95,7 @@ def rotate(old: Shelf, new: Shelf, *, drop: bool = False, progress: Progress | N
     Args:
         old: Where it is.
         new: Where it goes.
-        drop: Whether to remove what cannot move: memories without a source record, and damaged files.
+        drop: Whether to remove what cannot move: memories whose text was not kept, and damaged files.
         progress: Called after each memory.
 
     Returns:
@@ -129,38 +129,48 @@ def rotate(old: Shelf, new: Shelf, *, drop: bool = False, progress: Progress | N
 def _copy_one(old: Shelf, new: Shelf, name: str, kind: Kind | None) -> str | None:
     """Copy what is under an id; return its new id, None if that cannot be known."""
     record = old.source(name)
-    if record is None:
-        if kind is not None or (old.keys.ids, old.namespace) != (new.keys.ids, new.namespace):
+    known = record or _record_of_content(old, name)
+    new_name, recipe = name, known.recipe if known else None
+    if kind is not None or (old.keys.ids, old.namespace) != (new.keys.ids, new.namespace):
+        if known is None:
             return None
-        data = old.place.get(old.key(name, GIST))
-        if data is not None and not new.has(name):
-            new.put({new.key(name, GIST): _renamed(data, old, new, name, name)})
-        return name
-    recipe = replace(record.recipe, dtype=kind or record.recipe.dtype)
-    new_name = new.identify(recipe, record.text)
-    if not new.has(new_name) or not new.place.contains(new.key(new_name, SOURCE)):
-        items = {
-            new.key(new_name, SOURCE): source.encode(replace(record, name=new_name, recipe=recipe), new.keys.files)
-        }
-        data = _new_file(old, new, record, new_name, kind)
+        recipe = replace(known.recipe, dtype=kind or known.recipe.dtype)
+        new_name = new.identify(recipe, known.text)
+    items = {}
+    if record is not None and recipe is not None:
+        moved = replace(record, name=new_name, recipe=recipe)
+        items[new.key(new_name, SOURCE)] = source.encode(moved, new.keys.files)
+    if not new.has(new_name) or not all(map(new.place.contains, items)):
+        data = _new_file(old, new, name, new_name, None if known and known.recipe.quantise == kind else kind)
         new.put(items if data is None else {**items, new.key(new_name, GIST): data})
     return new_name
 
 
-def _new_file(old: Shelf, new: Shelf, record: SourceRecord, new_name: str, kind: Kind | None) -> bytes | None:
+def _record_of_content(old: Shelf, name: str) -> SourceRecord | None:
+    """Return what the id of a memory without text was made of; None if it has a text, which nobody knows any more."""
+    data = old.place.get(old.key(name, GIST))
+    if data is None:
+        return None
+    memory = codec.decode(data, key=old.keys.files, expected=codec.Expected(name=name))
+    recipe, text = by_content(memory, recipe_of(memory))
+    return SourceRecord(name=name, text=text, recipe=recipe) if old.identify(recipe, text) == name else None
+
+
+def _new_file(old: Shelf, new: Shelf, name: str, new_name: str, kind: Kind | None) -> bytes | None:
     """Return the file of a memory under its new id; None if it was evicted, or is damaged and can be made again."""
-    data = old.place.get(old.key(record.name, GIST))
+    data = old.place.get(old.key(name, GIST))
     if data is None:
         return None
     try:
-        if kind in (None, record.recipe.quantise):
-            return _renamed(data, old, new, record.name, new_name)
-        memory = codec.decode(data, key=old.keys.files, expected=codec.Expected(name=record.name))
+        if kind is None:
+            return _renamed(data, old, new, name, new_name)
+        memory = codec.decode(data, key=old.keys.files, expected=codec.Expected(name=name))
     except CorruptGistError:
-        if can_repeat(record.recipe):
+        record = old.source(name)
+        if record is not None and can_repeat(record.recipe):
             return None
         raise
-    return codec.encode(memory, key=new.keys.files, name=new_name, stored=record.stored, quantise=kind)
+    return codec.encode(memory, key=new.keys.files, name=new_name, stored=stored_at(data[:N_HEAD]), quantise=kind)
 
 
 def _renamed(data: bytes, old: Shelf, new: Shelf, name: str, new_name: str) -> bytes:

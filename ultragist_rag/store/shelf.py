@@ -10,6 +10,7 @@ Holds     a memory whose source is kept is never there without it; another secre
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -25,9 +26,14 @@ from ultragist_rag.store.seal import N_HEAD, stored_at
 from ultragist_rag.store.source import SourceRecord
 from ultragist_rag.store.tiers import Kept, Tiers
 
-__all__ = ["Shelf"]
+__all__ = ["Shelf", "by_content"]
 
 _now = time.time
+
+
+def by_content(memory: GistMemory, recipe: refs.Recipe) -> tuple[refs.Recipe, str]:
+    """Return recipe and text that the id of a memory without a text is made of."""
+    return replace(recipe, mode=f"{recipe.mode}+tokens"), hashlib.sha256(codec.encode(memory)).hexdigest()
 
 
 class Shelf:

@@ -9,12 +9,10 @@ Holds     what is returned is what was stored; unknown, foreign and evicted ids 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +20,7 @@ import torch
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.sizing import Kind
-from ultragist_rag.store import codec, refs, rotation
+from ultragist_rag.store import refs, rotation
 from ultragist_rag.store.base import GIST, RECORD, SOURCE, KeyValueStore, open_bytes
 from ultragist_rag.store.filling import fill
 from ultragist_rag.store.keys import find_secret
@@ -33,7 +31,7 @@ from ultragist_rag.store.records import Records
 from ultragist_rag.store.reports import Rotation, StoreProgress, StoreStats
 from ultragist_rag.store.resolving import check_lists
 from ultragist_rag.store.scope import hand_out
-from ultragist_rag.store.shelf import Shelf
+from ultragist_rag.store.shelf import Shelf, by_content
 from ultragist_rag.store.source import SourceRecord
 from ultragist_rag.store.tiers import Tiers
 
@@ -143,9 +141,8 @@ class GistStore(StoreReader):
             StoreError: If it does not fit, or the place cannot be written.
         """
         recipe = recipe_of(memory, ratio, dtype=self._kind(quantise))
-        if text is None:
-            recipe = replace(recipe, mode=f"{recipe.mode}+tokens")
-        name = self._shelf.identify(recipe, hashlib.sha256(codec.encode(memory)).hexdigest() if text is None else text)
+        recipe, identity = (recipe, text) if text is not None else by_content(memory, recipe)
+        name = self._shelf.identify(recipe, identity)
         keep = text is not None and (self.keep_source if keep_source is None else keep_source)
         record = SourceRecord(name=name, text=text or "", recipe=recipe, metadata=metadata or {})
         self._shelf.save(memory, record, keep)
@@ -231,12 +228,13 @@ class GistStore(StoreReader):
     ) -> Rotation:
         """Sign everything with another secret, and use that from here on: every memory gets a new id.
 
-        New ids come from source records, so memories without one stay behind under the old secret. Nothing is
-        compressed. A run that was interrupted is run again; nobody else should write to the namespace meanwhile.
+        New ids come from source records, those of memories put without text from their content; memories whose text was
+        not kept stay behind under the old secret. Nothing is compressed. A run that was interrupted is run again;
+        nobody else should write to the namespace meanwhile.
 
         Args:
             new_secret: The secret from now on.
-            drop: Whether to remove what cannot be given a new id: memories without a source record, damaged files.
+            drop: Whether to remove what cannot be given a new id: memories whose text was not kept, damaged files.
             progress: Called after each memory with how many are done, and how many there are.
 
         Returns:
