@@ -1,5 +1,7 @@
 """A session stays within its slots, and what was taken back has never been."""
 
+import threading
+
 import pytest
 import torch
 from talking import CHATML, SIZES, fill, same
@@ -213,3 +215,54 @@ def test_an_empty_session_can_be_asked(session):
     assert isinstance(session, GistSession)
     assert torch.is_tensor(session.pieces("x")[0])
     assert GistSession.names(GistStore.open("memory://")) == []
+
+
+def test_numbers_stay_beside_the_gists_within_the_slots(session):
+    kept = another(session, verbatim="regex", slots=60)
+    for number in range(14):
+        kept.append("user", f"call {number * 7919 + 10000} or write to a{number}@b.org " + "and so on " * 3)
+        assert kept.stats().n_slots <= 60
+    memories = [held.memory for held in kept._state.held.values()]
+    assert sum(memory.n_verbatim for memory in memories) > 20
+    assert kept.stats().n_slots == kept._state.plan.n_slots
+
+
+def test_threads_may_share_a_session(session):
+    def talk(start):
+        for number in range(start, start + 5):
+            session.append("user", f"thread says {number}")
+            session.stats()
+
+    threads = [threading.Thread(target=talk, args=(start,)) for start in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [turn.id for turn in session.turns()] == list(range(15))
+    other = another(session)
+    for _, content in contents(session):
+        other.append("user", content)
+    assert same(session, other)
+
+
+def test_markers_stand_for_the_turns_that_are_compressed(text_engine, monkeypatch):
+    store = GistStore.open("memory://")
+    session = text_engine.session(**SIZES, store=store, template="plain")
+    session.sync([(f"k{n}", "user", f"text {n}: {n**5}") for n in range(5)])
+    session.sync([(f"k{n}", "user", f"text {n}: {n**5}") for n in range(5)] + [("long", "user", "many words " * 7)])
+    markers = session.markers()
+    shown = [store.get(marker, text_engine) for marker in markers]
+    held = [session._state.held[part].memory for part in sorted(session._state.held)]
+    assert [memory.slots for memory in shown[: len(held)]] == [memory.slots for memory in held]
+    texts = "".join(store.source(marker).text for marker in markers)
+    recent = [turn.content for turn in session.turns() if turn.key in session.recent_keys()]
+    assert texts + "".join(f"user: {text}\n" for text in recent) == "".join(
+        f"user: {turn.content}\n" for turn in session.turns()
+    )
+    again = text_engine.session(**SIZES, store=store, template="plain")
+    again.sync([(turn.key, "user", turn.content) for turn in session.turns()])
+    assert again.markers() == markers
+    assert again.stats().n_compressed_tokens == 0  # found in the store
+    monkeypatch.setattr(text_engine.tokenizer, "chat_template", CHATML)
+    with pytest.raises(InputError, match="template='plain'"):
+        text_engine.session(**SIZES, template="chat").markers()

@@ -241,9 +241,9 @@ class Conversation:
             held = state.held if question is None or select is None else self._select(state, question.content, select)
         rendering, lead = self._maker.rendering, self._maker.engine.lead_token
         behind = [*raw, *([] if question is None else [rendering.question(question)])]
-        memories = [held[part].memory for part in sorted(held)]
-        ids = [torch.cat(behind)] if behind else []
-        return with_lead([piece for piece in (rendering.head, *memories, *ids) if not _is_empty(piece)], lead)
+        pieces: list[Tensor | GistMemory] = [rendering.head] if len(rendering.head) else []
+        pieces += [held[part].memory for part in sorted(held)]
+        return with_lead([*pieces, torch.cat(behind)] if behind else pieces, lead)
 
     def _select(self, state: State, question: str, select: int) -> dict[Part, Held]:
         """Return the memories of pinned segments and of those nearest to a question, made again where need be."""
@@ -256,10 +256,6 @@ class Conversation:
         room = self._maker.settings.slots - sum(one.memory.slots for one in held.values())
         entries = [turns[number].entry(place) for number, place in best if (number, place) not in held]
         return held | self._maker.make(state.archive, divide(state.plan, entries, room))
-
-
-def _is_empty(piece: Tensor | GistMemory) -> bool:
-    return isinstance(piece, Tensor) and not len(piece)
 
 
 def _place(part: Part, state: State, recent: Collection[Part]) -> str:

@@ -91,7 +91,7 @@ class GistSession(Conversation):
             InputError: If an argument does not fit, or the store has a session of this name.
             ContextOverflowError: If slots, recent tokens, question and answer exceed the positions of the model.
         """
-        chosen = {"slots": slots, "recent": recent, "ladder": ladder, "segment_tokens": segment_tokens}
+        chosen: dict[str, Any] = {"slots": slots, "recent": recent, "ladder": ladder, "segment_tokens": segment_tokens}
         settings = SessionSettings.choose(
             engine.config, engine.max_positions, **chosen, system=system, verbatim=verbatim
         )
