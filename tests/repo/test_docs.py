@@ -23,6 +23,7 @@ def programs(name: str) -> str:
         ("docs/quickstart.md", "Ulaanbaatar"),
         ("docs/asking.md", ""),
         ("docs/security.md", ""),
+        ("docs/sessions.md", "tugrik"),
         ("docs/store.md", ""),
         ("docs/operations.md", ""),
     ],
