@@ -234,12 +234,11 @@ def _print_report(report: Rotation, map_file: Path | None, as_json: bool) -> Non
         return
     if map_file is None and report.markers:
         _print_table(("old marker", "new marker"), report.markers.items())
-    typer.echo(
-        f"{len(report.markers)} memories and {report.n_records} records have moved; {report.n_without_source} have no "
-        f"source record to sign a new id for, {len(report.damaged)} files are damaged"
-    )
+    done = f"{len(report.markers)} memories and {report.n_records} records"
+    left = f"{report.n_without_source} memories whose text was not kept, {len(report.damaged)} damaged files"
+    typer.echo(f"{done}; left out: {left}")
     for marker in (*report.without_source, *report.damaged):
-        typer.echo(f"not moved: {marker}", err=True)
+        typer.echo(f"left out: {marker}", err=True)
 
 
 def _print_json(value: Any) -> None:

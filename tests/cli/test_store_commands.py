@@ -182,7 +182,7 @@ def test_migrate_copies_to_another_place_secret_and_quantisation(
     arguments = ("--to", tmp_path / "other", "--to-secret-env", "OTHER_SECRET", "--quantise", "int8")
     result = run("migrate", place, *arguments)
     assert result.exit_code == 0, result.output
-    assert f"not moved: {bare}" in result.stderr
+    assert f"left out: {bare}" in result.stderr
     report = read("migrate", place, *arguments, "--map", tmp_path / "map.json")
     assert report["without_source"] == [bare]
     assert json.loads((tmp_path / "map.json").read_text()) == report["markers"]
