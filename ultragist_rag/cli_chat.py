@@ -110,7 +110,8 @@ def _command(session: GistSession, line: str) -> None:
             typer.echo(shorten(f"{turn.id} {turn.role} ({turn.state}): {turn.content}", _WIDTH, placeholder=" ..."))
     elif name == "stats":
         for key, count in asdict(session.stats()).items():
-            typer.echo(f"{key.removeprefix('n_').replace('_', ' ')}: {count}")
+            label = key.removeprefix("n_") if key.startswith("n_") else f"{key} at most"
+            typer.echo(f"{label.replace('_', ' ')}: {count}")
     elif name == "fork":
         session.fork(_word(value)).save()
     elif name in ("forget", "rewind", "pin"):

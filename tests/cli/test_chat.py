@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from ultragist_rag import GistStore
 from ultragist_rag.cli import app
+from ultragist_rag.memory.stream import TextStream
 from ultragist_rag.session import GistSession
 
 pytestmark = pytest.mark.usefixtures("own_secret")
@@ -29,12 +31,12 @@ def chat(folder: Path, model: Path, *lines: str, session: str = "s", options: tu
     return CliRunner().invoke(app, [str(word) for word in command], input="".join(f"{line}\n" for line in lines))
 
 
-def said(engine: object, folder: Path, name: str = "s") -> list[tuple[str, str]]:
+def said(engine: Any, folder: Path, name: str = "s") -> list[tuple[str, str]]:
     session = GistSession.load(engine, GistStore.open(folder), name)
     return [(turn.role, turn.content) for turn in session.turns()]
 
 
-def test_session_goes_on_in_another_call(text_engine: object, folder: Path, model: Path) -> None:
+def test_session_goes_on_in_another_call(text_engine: Any, folder: Path, model: Path) -> None:
     first = chat(folder, model, "Where is Oslo?")
     assert first.exit_code == 0, first.output
     assert "0 turns so far" in first.stderr
@@ -46,7 +48,7 @@ def test_session_goes_on_in_another_call(text_engine: object, folder: Path, mode
     assert said(text_engine, folder) == [(turn.role, turn.content) for turn in live.turns()]
 
 
-def test_commands_change_the_saved_session(text_engine: object, folder: Path, model: Path) -> None:
+def test_commands_change_the_saved_session(text_engine: Any, folder: Path, model: Path) -> None:
     chat(folder, model, "One", "Two", "Three")
     listed = chat(folder, model, "/turns", "/stats", "/help").stdout.splitlines()
     numbers = [line.split()[0] for line in listed[:6]]
@@ -60,6 +62,24 @@ def test_commands_change_the_saved_session(text_engine: object, folder: Path, mo
     assert said(text_engine, folder, "other") == before
     pinned = chat(folder, model, "/stats", session="s").stdout
     assert "pinned: 1" in pinned
+
+
+def test_interrupted_answer_is_kept_as_far_as_it_was_said(
+    text_engine: Any, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, pieces = TextStream.__next__, iter(range(3))
+
+    def interrupted(stream: TextStream) -> Any:
+        if next(pieces, None) is None:
+            raise KeyboardInterrupt
+        return step(stream)
+
+    monkeypatch.setattr(TextStream, "__next__", interrupted)
+    done = chat(folder, model, "Where is Oslo?", "/turns")
+    assert done.exit_code == 0, done.output
+    (_, asked), (_, answer) = said(text_engine, folder)
+    assert (asked, answer) == ("Where is Oslo?", done.stdout.split("\n0 user")[0].strip())
+    assert answer
 
 
 @pytest.mark.parametrize("line", ["/dance", "/forget x", "/forget", "/rewind 99", "/pin 99", "/fork"])

@@ -45,7 +45,7 @@ class SessionStream(Iterator[str]):
         except StopIteration:
             self._end()
             raise
-        except BaseException:
+        except Exception:  # not Ctrl-C: who catches that closes the stream, and what was said is kept
             self._is_over = True
             raise
         self._said.append(piece)
