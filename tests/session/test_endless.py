@@ -1,7 +1,6 @@
 """A million tokens stream through a session: slots, positions and the memory of the process stay where they are."""
 
 import gc
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 
 
 def text(number):
-    return " ".join(str((number * 7919 + place) % 9973) for place in range(200))
+    return " ".join(str((number * 7919 + place) % 9973) for place in range(400))
 
 
 def append(session, number):
@@ -50,20 +49,17 @@ def test_a_million_tokens_stay_within_slots_positions_and_memory(engine, tmp_pat
     while n_tokens < N_TOKENS:
         append(session, number)
         number += 1
-        n_tokens = session.stats().n_tokens
+        n_tokens += sum(session._state.turns[-1].lengths)
         if number % 10 == 0:
             counts = count_prompt(session.pieces("and now?"))
             n_slots, n_positions = max(n_slots, counts[0]), max(n_positions, sum(counts))
         if not resident and n_tokens >= N_TOKENS // 2:
             resident.append(resident_bytes())
-            tracemalloc.start()
     resident.append(resident_bytes())
-    traced, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    assert n_tokens == session.stats().n_tokens
     assert 200 < n_slots <= 256
     assert n_positions <= engine.max_positions
-    assert traced < 3_000_000
-    assert resident[1] - resident[0] < 30_000_000
+    assert resident[1] - resident[0] < 10_000_000
     assert session.stats().n_compressed_tokens <= 2 * n_tokens
     session.save()
     loaded = GistSession.load(engine, store, "endless")

@@ -1,9 +1,11 @@
 """A saved session is the session, without work for the model; what was forgotten leaves the store."""
 
+import warnings
+
 import pytest
 from talking import CHATML, SIZES, fill, same
 
-from ultragist_rag import CorruptGistError, InputError, StoreError
+from ultragist_rag import CorruptGistError, InputError, StoreError, UltraGist
 from ultragist_rag.session import GistSession, pages
 from ultragist_rag.store import GistStore
 
@@ -16,9 +18,14 @@ def talking(request, text_engine, monkeypatch):
     monkeypatch.setattr(pages, "_N_TURNS", 8)
 
     def make(**settings):
-        return text_engine.session(**SIZES, template=request.param, **settings)
+        return text_engine.session(**SIZES | settings, template=request.param)
 
     return make
+
+
+@pytest.fixture
+def other_engine(model_folders):
+    return UltraGist.from_pretrained(model_folders[1])
 
 
 @pytest.fixture
@@ -46,6 +53,40 @@ def test_what_is_loaded_answers_as_what_was_saved_and_costs_the_model_nothing(ta
         assert fill(one, 3, 7) == [30, 31, 32]
     assert same(loaded, session)
     assert GistSession.names(store) == ["long"]
+
+
+def test_of_an_archive_that_was_there_nothing_is_said_again(talking, store, text_engine):
+    session = talking(store=store, name="long")
+    fill(session, 25)
+    session.save()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fill(GistSession.load(text_engine, store, "long"), 1)
+        fill(session.fork(), 1)
+    assert caught == []
+
+
+def test_another_model_or_template_makes_all_memories_again(talking, store, text_engine, other_engine, monkeypatch):
+    session = talking(store=store, name="moving", slots=60)
+    fill(session, 12)
+    session.pin(2)
+    session.save()
+    kind = session._maker.rendering.kind
+    other_engine.tokenizer.chat_template = CHATML
+    fresh = other_engine.session(**SIZES | {"slots": 60}, template=kind)
+    fill(fresh, 12)
+    fresh.pin(2)
+    assert same(GistSession.load(other_engine, store, "moving"), fresh)
+    if kind == "chat":
+        monkeypatch.setattr(
+            text_engine.tokenizer, "chat_template", CHATML.replace("<|end|>", " and that was it<|end|>")
+        )
+        loaded = GistSession.load(text_engine, store, "moving")
+        fresh = text_engine.session(**SIZES | {"slots": 60})
+        fill(fresh, 12)
+        fresh.pin(2)
+        assert same(loaded, fresh)
+        assert loaded.stats().n_tokens > session.stats().n_tokens
 
 
 def test_memories_that_had_to_make_room_are_made_again(talking, store, text_engine):

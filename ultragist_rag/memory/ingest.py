@@ -87,12 +87,12 @@ def compress_texts(  # noqa: PLR0913 - the settings of `UltraGist.compress`
     return [replace(one, tokenizer_fingerprint=engine.tokenizer_fingerprint) for one in made]
 
 
-def verbatim_tokens(engine: Any, texts: Sequence[str], policy: VerbatimPolicy | None) -> list[int]:
+def verbatim_tokens(engine: Any, texts: Sequence[str | Tensor], policy: VerbatimPolicy | None) -> list[int]:
     """Count the tokens that a policy keeps of independent texts.
 
     Args:
         engine: The engine.
-        texts: The texts.
+        texts: The texts, or their token ids.
         policy: Name or function; None keeps none.
 
     Returns:

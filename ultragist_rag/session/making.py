@@ -23,6 +23,7 @@ from torch import Tensor
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import CorruptGistError, GistNotFoundError, MemoryMismatchError
 from ultragist_rag.layout.session_plan import SessionPlan
+from ultragist_rag.memory.ingest import verbatim_tokens
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.session.pages import Archive
 from ultragist_rag.session.rendering import Rendering
@@ -60,7 +61,9 @@ class Maker:
 
     def copy(self) -> Maker:
         """Return one that counts for itself."""
-        return Maker(self.engine, self.rendering, self.settings, self.store)
+        other = Maker(self.engine, self.rendering, self.settings, self.store)
+        other._warned = self._warned
+        return other
 
     def measure(self, number: int, said: Said, **about: Any) -> Turn:
         """Return what is known of a turn without reading it again.
@@ -70,10 +73,7 @@ class Maker:
         """
         documents = self._documents(said)
         lengths = [len(self._ids(document)) for document in documents]
-        extras: list[int] = []
-        if self.settings.verbatim is not None:
-            ratios = [self.settings.ladder[0]] * len(documents)
-            extras = [memory.n_verbatim for memory in self._compress(documents, ratios)]
+        extras = verbatim_tokens(self.engine, documents, self.settings.verbatim)
         return Turn(number, tuple(lengths), tuple(extras) if any(extras) else (), **about)
 
     def grown(self, state: State, added: Sequence[tuple[Turn, Said]]) -> State:
@@ -140,16 +140,13 @@ class Maker:
             else:
                 missing[part] = ratio  # type: ignore[index]
         held.update(self.make(state.archive, missing))
-        settled = replace(state, held=held)
-        if not self._warned and len(held) + len(state.recent) < sum(len(turn.lengths) for turn in state.turns):
-            self._warned = True
-            message = (
-                f"the session has more turns than {self.settings.slots} slots can hold: the oldest ones are in the "
-                "archive only from now on. Ask with select=... to retrieve them, or make sessions with more slots."
-            )
-            _log.warning(message)
-            warnings.warn(message, stacklevel=4)
-        return settled
+        self._warn(state)
+        return replace(state, held=held)
+
+    def resume(self, state: State, found: Mapping[Part, Held]) -> State:
+        """Settle a state that was saved; of an archive that it had already nothing is said."""
+        self._warned = _has_archive(state)
+        return self.settle(state, found)
 
     def make(self, archive: Archive, wanted: Mapping[Part, int]) -> dict[Part, Held]:
         """Compress segments, each by itself.
@@ -193,6 +190,17 @@ class Maker:
             rows += [parts[place] for _, place in several]
         return rows
 
+    def _warn(self, state: State) -> None:
+        if self._warned or not _has_archive(state):
+            return
+        self._warned = True
+        message = (
+            f"the session has more turns than {self.settings.slots} slots can hold: the oldest ones are in the archive "
+            "only from now on. Ask with select=... to retrieve them, or make sessions with more slots."
+        )
+        _log.warning(message)
+        warnings.warn(message, stacklevel=5)
+
     def _find(self, document: str | Tensor, ratio: int) -> Held | None:
         """Return the memory of a document that was compressed before, for another session perhaps."""
         if not isinstance(document, str):
@@ -232,3 +240,7 @@ class Maker:
         memories = self.engine.compress(documents, ratio=list(ratios), **self._more)
         self.n_compressed_tokens += sum(len(self._ids(document)) for document in documents)
         return [memory.seal() for memory in memories]
+
+
+def _has_archive(state: State) -> bool:
+    return len(state.plan.ratios()) + len(state.recent) < sum(len(turn.lengths) for turn in state.turns)

@@ -140,7 +140,7 @@ class GistSession(Conversation):
         state, memories = state_of(manifest, pages, maker.empty)
         if manifest["rendered"] != _rendered(maker):
             state, memories = maker.measured_again(state), {}
-        settled = maker.settle(state, maker.fetch(memories))
+        settled = maker.resume(state, maker.fetch(memories))
         return cls(maker, Saving.of(store, name, manifest), settled, relevance)
 
     @staticmethod
