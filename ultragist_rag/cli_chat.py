@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +78,11 @@ def _open(engine: UltraGist, store: GistStore, name: str, slots: int | None, rec
 
 def _lines() -> Iterator[str]:
     """Yield what is typed or piped in, without blank lines, until it ends."""
-    prompt = "> " if sys.stdin.isatty() else ""
+    prompt = ""
+    if sys.stdin.isatty():
+        prompt = "> "
+        with suppress(ImportError):
+            import readline  # noqa: F401 - from here on, lines can be edited
     while True:
         try:
             line = input(prompt).strip()

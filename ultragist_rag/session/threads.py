@@ -134,5 +134,5 @@ class ThreadSession(Conversation):
 
 def _ladder(config: GistConfig, ratio: int) -> list[int]:
     """Return the ratios that a turn goes through: those of the config above the first, or doubled ones."""
-    higher = sorted({other for other in config.choices if other > ratio})
+    higher = sorted({other for other in config.ratios if other > ratio})
     return [ratio, *higher] if higher else [ratio << step for step in range(4)]
