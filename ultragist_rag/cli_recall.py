@@ -26,7 +26,7 @@ _FACTS = Path("examples/corpus_facts.json")
 @one_line_errors
 def recall(  # noqa: PLR0913 - one parameter per option
     model: Annotated[str, typer.Option("--model", help="'bundled', a folder or a hub id.")] = "bundled",
-    verbatim: Annotated[str, typer.Option("--verbatim", help="Policy: 'regex', 'surprisal' or 'both'.")] = "regex",
+    verbatim: Annotated[str, typer.Option("--verbatim", help="Policies, such as 'codes,regex'.")] = "codes,regex",
     questions: Annotated[int, typer.Option("--questions", help="Questions of each kind.", min=1)] = 150,
     slots: Annotated[str, typer.Option("--slots", help="Slots of a document, such as 24,48; else by kind.")] = "",
     facts: Annotated[Path, typer.Option("--facts", help="JSON file of facts to write documents from.")] = _FACTS,
@@ -40,13 +40,13 @@ def recall(  # noqa: PLR0913 - one parameter per option
     from ultragist_rag.evaluation.report import write_rows
     from ultragist_rag.memory.verbatim import policy_name
 
-    policy_name(verbatim)
+    policies = [policy_name(name.strip()) for name in verbatim.split(",")]
     given = _numbers(slots)
     pool = read_pool(facts)
     engine = UltraGist.from_pretrained(model)
     rows = []
     for task, budgets in BUDGETS.items():
-        rows += measure_recall(engine, task, recall_cases(task, pool, questions), given or budgets, verbatim)
+        rows += measure_recall(engine, task, recall_cases(task, pool, questions), given or budgets, policies)
     plain = [row.to_dict() for row in rows]
     if output is not None:
         write_rows(plain, output)

@@ -92,7 +92,7 @@ class CondenseFields(EngineFields):
     """`stored` takes what is in the store already where that fits, and compresses only what is not."""
 
     verbatim: str | None = None
-    """Policy of the tokens that stay raw beside the gists: `regex`, `surprisal`, `both` or one of your own."""
+    """Policy of the tokens that stay raw beside the gists: `codes`, `regex`, `surprisal`, `both` or one of your own."""
 
     @model_validator(mode="after")
     def _check_condense_policy(self) -> Any:

@@ -208,8 +208,9 @@ class UltraGist:
             memory: Memory to go on from (one text only); it is not changed.
             joint: Encode as one stream, the way the authors do: the first token inside, the sink kept.
             tail: `flush` condenses the open window too; `raw` keeps its tokens, as the authors do.
-            verbatim: Policy of the tokens that stay beside the gists: `regex` (numbers, ids, codes, addresses, rare
-                names), `surprisal` (what the model finds improbable), `both`, or a function; see docs/verbatim.md.
+            verbatim: Policy of the tokens that stay beside the gists: `codes` (numbers, ids, addresses), `regex` (these
+                and rare names), `surprisal` (what the model finds improbable), `both`, or a function; see
+                docs/verbatim.md.
             slots: Slots that each memory may have, verbatim ones included. The lowest ratio that fits is taken: from
                 `ratio` on (one per text), by default from the lowest one that the config names.
 

@@ -29,7 +29,8 @@ class GistTransform(EngineFields, TransformComponent):
 
     The id says nothing to embedders and language models, and is hidden from both. `UltraGistPostprocessor` finds the
     memory by it, and makes it again where it is gone: an ingestion cache may have skipped this step, or the store made
-    room. The cache tells transforms apart by model, ratio, `min_tokens` and the namespace of the store.
+    room. The cache tells transforms apart by model, ratio, `min_tokens`, `verbatim` and the namespace of the
+    store.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,6 +43,9 @@ class GistTransform(EngineFields, TransformComponent):
 
     min_tokens: int = 0
     """Shorter texts get no memory and no id."""
+
+    verbatim: str | None = None
+    """Policy of the tokens that stay raw beside the gists: `codes`, `regex`, `surprisal`, `both` or one of your own."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -69,7 +73,7 @@ class GistTransform(EngineFields, TransformComponent):
             self._get_engine(),
             self.store,
             [text_of(node) for node in texts],
-            policy=CondensePolicy(ratio=self.ratio, min_tokens=self.min_tokens),
+            policy=CondensePolicy(ratio=self.ratio, min_tokens=self.min_tokens, verbatim=self.verbatim),
             references=[reference_of(node) for node in texts],
             metadata=[node.metadata for node in texts],
         )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ultragist_rag.memory.spans import exact_words, flag_words
+from ultragist_rag.memory.spans import code_words, exact_words, flag_words
 
 
 def kept(text, offsets=None):
@@ -44,6 +44,7 @@ def test_a_name_is_rare_if_it_takes_four_tokens_within_a_sentence_and_kept_once(
     text = "Quixotia lies there. Quixotia is Quixotia, or Quixotia or Ulqoma"
     assert kept(text) == ["Quixotia", "Ulqoma"]
     assert kept(text, words(text)) == []
+    assert not code_words(text, words(text)).any()
     assert kept("Capital: Zarvendil\nArea") == ["Zarvendil"]
 
 

@@ -29,17 +29,17 @@ from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mea
 from ultragist_rag.evaluation.report import interval
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.spans import Offsets
-from ultragist_rag.training.country_fields import FIELDS, TRAIN_FRAMES, Field
+from ultragist_rag.training.country_fields import FIELDS, TRAIN_FRAMES
 from ultragist_rag.training.profiles import invented_name, question, scramble
 
 __all__ = ["BUDGETS", "RecallCase", "RecallRow", "measure_recall", "read_pool", "recall_cases", "recall_table"]
 
-BUDGETS = {"number": (32, 40, 48), "uuid": (64, 80, 96)}
+BUDGETS = {"number": (32, 48), "long number": (32, 48), "uuid": (64, 96)}
 """What is asked for, and the slots that each document may take."""
 
 _N_LINES, _MIN_DIGITS, _BATCH = 7, 4, 20
-_UUID = "record number"
-_UUID_STATEMENTS = ("The record number of {c} is {v}.", "{c} has the record number {v}.")
+_RECORD = "record number"
+_RECORD_STATEMENTS = ("The record number of {c} is {v}.", "{c} has the record number {v}.")
 
 Pool = Mapping[str, Sequence[str]]
 
@@ -58,7 +58,7 @@ class RecallRow:
     """One condition.
 
     Attributes:
-        task: `number` or `uuid`.
+        task: What was asked for, one of `BUDGETS`.
         read_from: `text`, `every token` (all kept verbatim, and a gist for each window), `gists`, or `gists + POLICY`.
         budget: Slots that a document may take; None for all it needs.
         slots: Slots that it took on average.
@@ -106,7 +106,7 @@ def recall_cases(task: str, pool: Pool, count: int, seed: int = 0) -> list[Recal
     """Draw documents about places that do not exist, sentence by sentence as in profiles, one with an exact value.
 
     Args:
-        task: `number` or `uuid`.
+        task: `number` (four digits or more), `long number` (twelve) or `uuid`.
         pool: Values of each field; the other sentences take those without digits.
         count: Cases.
         seed: Of the draws.
@@ -123,14 +123,21 @@ def recall_cases(task: str, pool: Pool, count: int, seed: int = 0) -> list[Recal
         statements = [
             _say(rng.choice(f.statements), name, rng.choice(pool[f.key])) for f in rng.sample(words, _N_LINES)
         ]
-        statement, asked, value = (_number if task == "number" else _uuid)(field, name, pool, rng)
+        if task == "number":
+            value = scramble(rng.choice([v for v in pool[field.key] if _n_digits(v) >= _MIN_DIGITS]), rng, words=0.0)
+            statement, asked = rng.choice(field.statements), question(field, name, rng)
+        else:
+            long = f"{rng.randrange(10**11, 10**12):,}"
+            value = long if task == "long number" else str(uuid.UUID(int=rng.getrandbits(128), version=4))
+            statement = rng.choice(_RECORD_STATEMENTS)
+            asked = _say(rng.choice(TRAIN_FRAMES).replace("{n}", _RECORD), name, value)
         statements.insert(rng.randrange(_N_LINES + 1), _say(statement, name, value))
         cases.append(RecallCase(f"{name} - {field.section}\n\n" + "\n".join(statements), asked, value))
     return cases
 
 
 def measure_recall(
-    engine: UltraGist, task: str, cases: Sequence[RecallCase], budgets: Sequence[int], policy: str
+    engine: UltraGist, task: str, cases: Sequence[RecallCase], budgets: Sequence[int], policies: Sequence[str]
 ) -> list[RecallRow]:
     """Ask all questions under all conditions, each with the document of another case beside its own.
 
@@ -139,7 +146,7 @@ def measure_recall(
         task: Name of the set.
         cases: Its questions.
         budgets: Slots that each document may take.
-        policy: Whose tokens are kept verbatim.
+        policies: Whose tokens are kept verbatim.
 
     Returns:
         Text, memories of every token, then gists without and with verbatim tokens at each budget.
@@ -152,7 +159,7 @@ def measure_recall(
     plan: list[tuple[str, int | None, dict[str, Any] | None]] = [("text", None, None), ("every token", None, raw)]
     for budget in budgets:
         plan.append(("gists", budget, {"slots": budget}))
-        plan.append((f"gists + {policy}", budget, {"slots": budget, "verbatim": policy}))
+        plan += [(f"gists + {policy}", budget, {"slots": budget, "verbatim": policy}) for policy in policies]
     rows: list[RecallRow] = []
     alone: Scores | None = None
     for read_from, budget, settings in tqdm(plan, desc=task, unit="condition"):
@@ -185,16 +192,6 @@ def recall_table(rows: Sequence[RecallRow]) -> Table:
             "" if row.difference is None else interval(row.difference),
         )
     return out
-
-
-def _number(field: Field, name: str, pool: Pool, rng: random.Random) -> tuple[str, str, str]:
-    value = scramble(rng.choice([v for v in pool[field.key] if _n_digits(v) >= _MIN_DIGITS]), rng, words=0.0)
-    return rng.choice(field.statements), question(field, name, rng), value
-
-
-def _uuid(_field: Field, name: str, _pool: Pool, rng: random.Random) -> tuple[str, str, str]:
-    asked = rng.choice(TRAIN_FRAMES).replace("{n}", _UUID).replace("{c}", name)
-    return rng.choice(_UUID_STATEMENTS), asked, str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
 def _every_token(_text: str, offsets: Offsets) -> list[bool]:

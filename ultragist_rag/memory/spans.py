@@ -17,7 +17,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Offsets", "exact_words", "flag_words"]
+__all__ = ["Offsets", "code_words", "exact_words", "flag_words"]
 
 Offsets = Sequence[tuple[int, int]]
 """First character and character behind the last one, for each token."""
@@ -33,11 +33,31 @@ _RARE_TOKENS = 4
 def exact_words(text: str, offsets: Offsets) -> NDArray[np.bool_]:
     """Choose the tokens of numbers, ids, codes, e-mail addresses and rare names.
 
+    To what `code_words` chooses come rare names: capitalised words within a sentence that the tokenizer needs at least
+    four tokens for, where they come first.
+
+    Args:
+        text: Any text.
+        offsets: Of its tokens.
+
+    Returns:
+        A flag for each token.
+    """
+    starts = np.array([start for start, _ in offsets], np.int64)
+    names: dict[str, tuple[int, int]] = {}
+    for start, stop in _words(text):
+        if _is_name(text, start, text[start:stop]) and _n_tokens(starts, start, stop) >= _RARE_TOKENS:
+            names.setdefault(text[start:stop], (start, stop))
+    return code_words(text, offsets) | flag_words(list(names.values()), offsets)
+
+
+def code_words(text: str, offsets: Offsets) -> NDArray[np.bool_]:
+    """Choose the tokens of numbers, ids, codes and e-mail addresses.
+
     A word that has a digit of any script (letters, signs and separators around it included, so dates, amounts, UUIDs
     and version numbers are whole); an e-mail address or URL; a code in capitals with `-`, `_` or `/`; a word with a
-    capital behind a small letter; and, as a rare name, a capitalised word within a sentence that the tokenizer needs
-    at least four tokens for, where it comes first. Letters of scripts without capitals never join a number, since
-    words of some of these scripts stand without spaces.
+    capital behind a small letter. Letters of scripts without capitals never join a number, since words of some of
+    these scripts stand without spaces.
 
     Args:
         text: Any text.
@@ -48,19 +68,11 @@ def exact_words(text: str, offsets: Offsets) -> NDArray[np.bool_]:
 
     Example:
         >>> text = "Call 0171-55 on 3 May."
-        >>> exact_words(text, [(0, 4), (4, 9), (9, 12), (12, 15), (15, 17), (17, 21), (21, 22)]).tolist()
+        >>> code_words(text, [(0, 4), (4, 9), (9, 12), (12, 15), (15, 17), (17, 21), (21, 22)]).tolist()
         [False, True, True, False, True, False, False]
     """
-    starts = np.array([start for start, _ in offsets], np.int64)
     chosen = [match.span() for match in _MAIL.finditer(text)]
-    names: set[str] = set()
-    for start, stop in _words(text):
-        word = text[start:stop]
-        if _is_exact(word):
-            chosen.append((start, stop))
-        elif word not in names and _is_name(text, start, word) and _n_tokens(starts, start, stop) >= _RARE_TOKENS:
-            names.add(word)
-            chosen.append((start, stop))
+    chosen += [(start, stop) for start, stop in _words(text) if _is_exact(text[start:stop])]
     return flag_words(chosen, offsets)
 
 

@@ -1,6 +1,6 @@
 """Choose the tokens that keep their raw keys and values beside the gists.
 
-Is        policies by name (`regex`, `surprisal`, `both`, your own), and how each is asked about a row of tokens.
+Is        policies by name (`codes`, `regex`, `surprisal`, `both`, one's own), and how each is asked about tokens.
 Flow      spans, surprisal -> [verbatim] -> ingest.py.
 Paper     none.
 Change    add a policy: one function here and its name in `_POLICIES`.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ultragist_rag.errors import InputError
-from ultragist_rag.memory.spans import Offsets, exact_words
+from ultragist_rag.memory.spans import Offsets, code_words, exact_words
 from ultragist_rag.memory.surprisal import token_probabilities
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.attach import Attachment
@@ -208,6 +208,7 @@ def _ask(policy: TextPolicy, passage: Passage) -> Any:
 
 
 _POLICIES: dict[str, TextPolicy | Surprisal] = {
+    "codes": code_words,
     "regex": exact_words,
     "surprisal": Surprisal(),
     "both": Surprisal(text=exact_words),

@@ -107,6 +107,7 @@ def test_the_ingestion_cache_tells_settings_apart(text_engine: Any, store: GistS
         GistTransform(engine=text_engine, store=store, ratio=4),
         GistTransform(engine=text_engine, store=store, ratio=8),
         GistTransform(engine=text_engine, store=store, ratio=8, min_tokens=1000),
+        GistTransform(engine=text_engine, store=store, ratio=8, verbatim="regex"),
         GistTransform(engine=text_engine, store=GistStore.open("memory://", namespace="other"), ratio=4),
     ]
     documents = [Document(text=text) for text in texts]
