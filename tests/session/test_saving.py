@@ -127,6 +127,30 @@ def test_what_is_forgotten_leaves_the_store_unless_a_fork_needs_it(talking, stor
     assert "swordfish" not in everything(store)
 
 
+def test_what_was_shown_by_a_marker_and_forgotten_leaves_the_store_too(text_engine, store):
+    session = text_engine.session(**SIZES, template="plain", store=store, name="shown")
+    secret = session.append("user", "the password is swordfish")
+    for number in range(9):
+        fill(session, 1, number)
+        session.markers()
+    assert "swordfish" in everything(store)
+    session.forget(secret)
+    session.save()
+    assert "swordfish" not in everything(store)
+
+
+def test_damaged_memories_are_made_again(talking, tmp_path, own_secret, text_engine):
+    session = talking(store=GistStore.open(tmp_path), name="main")
+    fill(session, 12)
+    session.save()
+    damaged = next(tmp_path.rglob("*.gist"))
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    loaded = GistSession.load(text_engine, GistStore.open(tmp_path), "main")
+    assert loaded.stats().n_compressed_tokens > 0
+    assert same(loaded, session)
+
+
 def test_forks_of_other_processes_are_asked_too(talking, store, text_engine):
     session = talking(store=store, name="main")
     fill(session, 12)

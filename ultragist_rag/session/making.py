@@ -52,6 +52,9 @@ class Maker:
         """
         self.engine, self.rendering, self.settings, self.store = engine, rendering, settings, store
         self.n_compressed_tokens = 0
+        self.issued: set[str] = set()
+        """Markers of memories that were stored since the session was saved."""
+
         self._warned = False
 
     @cached_property
@@ -133,12 +136,12 @@ class Maker:
         there = {**state.held, **(found or {})}
         held: dict[Part, Held] = {}
         missing: dict[Part, int] = {}
-        for part, ratio in state.plan.ratios().items():
-            one = there.get(part)  # type: ignore[call-overload]
+        for part, ratio in state.wanted.items():
+            one = there.get(part)
             if one is not None and one.ratio == ratio:
-                held[part] = one  # type: ignore[index]
+                held[part] = one
             else:
-                missing[part] = ratio  # type: ignore[index]
+                missing[part] = ratio
         held.update(self.make(state.archive, missing))
         self._warn(state)
         return replace(state, held=held)
@@ -180,7 +183,9 @@ class Maker:
             return held
         texts = self.rendering.texts(archive[part[0]], self.settings.segment_tokens)
         text = None if texts is None else texts[part[1]]
-        return replace(held, marker=self.store.put(held.memory, text, ratio=held.ratio))
+        marker = self.store.put(held.memory, text, ratio=held.ratio)
+        self.issued.add(marker)
+        return replace(held, marker=marker)
 
     def raw(self, state: State) -> list[TokenIds]:
         """Return the ids of the newest segments."""
@@ -243,4 +248,4 @@ class Maker:
 
 
 def _has_archive(state: State) -> bool:
-    return len(state.plan.ratios()) + len(state.recent) < sum(len(turn.lengths) for turn in state.turns)
+    return len(state.wanted) + len(state.recent) < sum(len(turn.lengths) for turn in state.turns)

@@ -242,7 +242,8 @@ class GistSession(Conversation):
             self._saving.check(name)
             held = self._put(self._state, dict(self._state.held))
             self._state = replace(self._state, held=held)
-            self._saving.markers.update(str(one.marker) for one in held.values())
+            self._saving.markers |= self._maker.issued | {str(one.marker) for one in held.values()}
+            self._maker.issued.clear()
             about = {
                 "settings": self.settings.to_dict(),
                 "template": self._maker.rendering.kind,
@@ -263,6 +264,7 @@ class GistSession(Conversation):
         self._state = replace(self._state, archive=archive, held=held)
         self._saving = Saving(store, self._saving.family)
         self._maker.store = store
+        self._maker.issued.clear()
         pages.join(self)
 
 

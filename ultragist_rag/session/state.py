@@ -100,9 +100,14 @@ class State:
         raise InputError(f"there is no turn {number!r} in this session: see `turns()` for those there are.")
 
     @property
+    def wanted(self) -> dict[Part, int]:
+        """Segments that are to be memories, and their ratios."""
+        return cast(dict[Part, int], self.plan.ratios())
+
+    @property
     def recent(self) -> list[Part]:
         """Segments that stay tokens, oldest first."""
-        return [cast(Part, name) for name in self.plan.recent_names()]
+        return cast(list[Part], self.plan.recent_names())
 
 
 def planned(empty: SessionPlan, turns: Iterable[Turn]) -> SessionPlan:
