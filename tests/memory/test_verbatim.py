@@ -12,6 +12,7 @@ from ultragist_rag.errors import InputError, MemoryMismatchError
 from ultragist_rag.memory import surprisal, verbatim
 from ultragist_rag.memory.compress import Verbatim, compress_ids
 from ultragist_rag.memory.ingest import verbatim_tokens
+from ultragist_rag.memory.text import TextCodec
 from ultragist_rag.memory.verbatim import (
     IMPROBABLE,
     Passage,
@@ -25,6 +26,7 @@ from ultragist_rag.testing import tiny_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import reference
+from tokenizers_of_our_own import byte_level, sentencepiece_like
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 LEAD = 1
@@ -200,6 +202,20 @@ def test_functions_and_names_of_ones_own(text_engine, monkeypatch):
         text_engine.compress(TEXT, verbatim=lambda text, offsets: [True])
     with pytest.raises(InputError, match="needs a tokenizer"):
         engine().compress(ids(5)[None], verbatim="regex")
+
+
+@pytest.mark.parametrize("scheme", ["bytes", "first", "always", "legacy"])
+def test_any_tokenizer_gives_text_and_offsets(scheme):
+    tokenizer = byte_level() if scheme == "bytes" else sentencepiece_like(scheme)
+    text = "The fee was 4711 in 2024, naïve 日本 ٣ ok"
+    row = TextCodec.of(tokenizer).encode(text)
+    passage = Passage(row, tokenizer, engine().attachment, None)
+    found, offsets = passage.text_and_offsets
+    assert found == text
+    assert offsets == sorted(offsets)
+    (kept,) = choose("codes", [passage])
+    chosen = {pair for pair, keep in zip(offsets, kept, strict=True) if keep}
+    assert "".join(text[a:b].strip() for a, b in sorted(chosen)) == "47112024٣"
 
 
 def test_tokens_of_one_character_are_kept_together(text_engine):

@@ -34,7 +34,7 @@ from ultragist_rag.training.profiles import invented_name, question, scramble
 
 __all__ = ["BUDGETS", "RecallCase", "RecallRow", "measure_recall", "read_pool", "recall_cases", "recall_table"]
 
-BUDGETS = {"number": (32, 48), "long number": (32, 48), "uuid": (64, 96)}
+BUDGETS = {"number": (32, 48), "long number": (40, 56), "uuid": (64, 96)}
 """What is asked for, and the slots that each document may take."""
 
 _N_LINES, _MIN_DIGITS, _BATCH = 7, 4, 20

@@ -74,19 +74,19 @@ class Passage:
         if self.tokenizer is None:
             raise InputError("a verbatim policy of text needs a tokenizer, but the engine has none: load one.")
         codec = TextCodec.of(self.tokenizer)
-        detokenizer, text, n_waiting = Detokenizer(codec), "", 0
+        detokenizer, parts, end, n_waiting = Detokenizer(codec), [], 0, 0
         offsets: list[tuple[int, int]] = []
         for token in self.ids.tolist():
-            offsets.append((len(text), len(text)))
-            if not codec.decode([token]):
+            offsets.append((end, end))
+            if token in codec.markup:
                 continue
-            more = detokenizer.push(token)
             n_waiting += 1
-            if more:  # tokens of one character share it
-                first = len(offsets) - n_waiting
-                offsets[first:] = [(len(text), len(text) + len(more))] * n_waiting
-                text, n_waiting = text + more, 0
-        return text, offsets
+            text = detokenizer.push(token)
+            if text:  # tokens of one character share it
+                offsets[len(offsets) - n_waiting :] = [(end, end + len(text))] * n_waiting
+                parts.append(text)
+                end, n_waiting = end + len(text), 0
+        return "".join(parts), offsets
 
 
 @dataclass(frozen=True, slots=True)
