@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 from talking import CHATML, SIZES, fill, same
+from templates import QWEN
 
 from ultragist_rag import CorruptGistError, InputError, StoreError, UltraGist
 from ultragist_rag.session import GistSession, pages
@@ -229,16 +230,18 @@ def test_a_page_that_is_gone_is_reported(talking, store, text_engine):
         GistSession.load(text_engine, store, "main")
 
 
-def test_tool_turns_and_names_come_back_as_they_were(talking, store, text_engine):
-    session = talking(store=store, name="tools")
+def test_tool_turns_and_names_come_back_as_they_were(talking, store, text_engine, monkeypatch):
+    monkeypatch.setattr(text_engine.tokenizer, "chat_template", QWEN)
+    session = talking(store=store, name="tools", recent=0, slots=400)
     session.append("user", "what is the weather?", name="Ada")
     call = {"name": "weather", "arguments": {"town": "Lomé"}, "id": "call_1"}
-    if session._maker.rendering.kind == "plain":
-        session.append("assistant", None, tool_calls=[call])
-        session.append("tool", "rain", tool_call_id="call_1")
-        session.save()
-        said = [turn.said for turn in GistSession.load(text_engine, store, "tools").turns()]
-        assert said[1]["tool_calls"] == [call]
-        assert said[2]["tool_call_id"] == "call_1"
+    session.append("assistant", None, tool_calls=[call])
+    session.append("tool", "rain", tool_call_id="call_1")
     session.save()
-    assert GistSession.load(text_engine, store, "tools").turns() == session.turns()
+    loaded = GistSession.load(text_engine, store, "tools")
+    said = [turn.said for turn in loaded.turns()]
+    assert said[0]["name"] == "Ada"
+    assert said[1]["tool_calls"] == [call]
+    assert said[2]["tool_call_id"] == "call_1"
+    assert loaded.turns() == session.turns()
+    assert same(loaded, session)
