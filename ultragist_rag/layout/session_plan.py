@@ -53,10 +53,10 @@ class SessionPlan:
 
     Example:
         >>> plan = SessionPlan(slots=8, ladder=(2, 4), window=16)
-        >>> for name in "abc":
-        ...     plan.append(Entry(name, 10))
-        >>> plan.ratios()
-        {'b': 4, 'c': 2}
+        >>> for name in "abcd":
+        ...     plan.append(Entry(name, 8))
+        >>> sorted(plan.ratios().items())
+        [('b', 4), ('c', 4), ('d', 2)]
     """
 
     def __init__(self, slots: int, ladder: Sequence[int], window: int, recent: int = 0) -> None:
