@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from ultragist_rag.memory.memory import GistMemory, Progress, Segment
+    from ultragist_rag.session import GistSession
     from ultragist_rag.store import GistStore
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOMES = {
     "GistMemory": "memory.memory",
     "Progress": "memory.memory",
     "Segment": "memory.memory",
+    "GistSession": "session",
     "GistStore": "store",
     "ForwardOutput": "engine",
     "UltraGist": "engine",
@@ -50,6 +52,7 @@ __all__ = [
     "GistConfig",
     "GistMemory",
     "GistNotFoundError",
+    "GistSession",
     "GistStore",
     "InputError",
     "MemoryMismatchError",
