@@ -85,3 +85,13 @@ def test_wrong_options_are_refused_before_a_model_is_loaded(more: list[str], say
 def test_a_missing_file_of_facts_is_named() -> None:
     with pytest.raises(InputError, match=r"nowhere\.json is missing"):
         read_pool(Path("nowhere.json"))
+
+
+def test_a_budget_that_is_too_small_is_left_out_and_said(
+    text_engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = recall_cases("uuid", POOL, 2)
+    monkeypatch.setattr(recall, "read", lambda _engine, prompts: [""] * len(prompts))
+    rows = measure_recall(text_engine, "uuid", cases, [30], ["codes"])
+    assert [row.read_from for row in rows] == ["text", "every token", "gists"]
+    assert "gists + codes at 30 slots is left out" in caplog.text
