@@ -2,6 +2,7 @@
 
 ultragist-rag evaluate --data DATA --base BASE --output docs/results/bundled.json
 ultragist-rag evaluate --quantise int8,int4 --output docs/results/quantisation.json
+ultragist-rag recall --output docs/results/recall.json
 ultragist-rag demo > docs/results/demo.txt
 python docs/fill_numbers.py
 """
@@ -76,6 +77,27 @@ def quantisation_table() -> str:
     return _markdown(head, rows, 1) + f"\n\n{note} ({_versions(record)}, CPU, float32)."
 
 
+def recall_table() -> str:
+    """What is recalled with and without verbatim tokens, as a Markdown table."""
+    record = json.loads((RESULTS / "recall.json").read_text(encoding="utf-8"))
+    head = ["asked for", "read from", "budget", "slots", "verbatim", "exact match (95 %)", "characters (95 %)"]
+    rows = [
+        [
+            f"{row['task']} ({row['questions']})",
+            row["read_from"],
+            "" if row["budget"] is None else str(row["budget"]),
+            f"{row['slots']:.1f}" if row["slots"] else "",
+            f"{row['n_verbatim']:.1f}",
+            _interval(row["exact_match"]),
+            _interval(row["characters"]),
+            "" if row["difference"] is None else _interval(row["difference"]),
+        ]
+        for row in record["rows"]
+    ]
+    note = f"Printed by `ultragist-rag recall` ({_versions(record)}, CPU, float32)."
+    return _markdown([*head, "gain (95 %)"], rows, 2) + f"\n\n{note}"
+
+
 def _markdown(head: list[str], rows: Iterable[list[str]], left: int) -> str:
     """A table whose columns stand right, but for the first ones."""
     rule = ["---"] * left + ["--:"] * (len(head) - left)
@@ -108,6 +130,7 @@ def filled(page: str, path: Path, record: dict[str, Any]) -> str:
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "operations.md": {"sizing": sizing_table, "quantisation": quantisation_table},
+    "verbatim.md": {"recall": recall_table},
 }
 """Pages of docs, and what makes the block between the marks of each name."""
 
