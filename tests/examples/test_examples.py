@@ -57,6 +57,7 @@ def test_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     assert "pip install '." in docstring
 
 
+@pytest.mark.slow
 @needs_model
 def test_ask_documents_compresses_once(run: Run, tmp_path: Path) -> None:
     first, second = run("01"), run("01")
@@ -125,6 +126,7 @@ def test_second_ingestion_takes_all_from_its_cache(run: Run, tmp_path: Path) -> 
     assert n_said(first, "Ulaanbaatar", "Norwegian kroner") >= 1
 
 
+@pytest.mark.slow
 @needs_model
 def test_chat_engine_remembers_turns_that_left_its_history(tmp_path: Path, own_secret: None) -> None:
     # A process of its own: LlamaIndex leaves the database of its Memory open, which would fail a later test here.

