@@ -26,6 +26,7 @@ def programs(name: str) -> str:
         ("docs/sessions.md", "tugrik"),
         ("docs/store.md", ""),
         ("docs/operations.md", ""),
+        ("docs/verbatim.md", ""),
     ],
 )
 def test_program_runs_and_answers(
