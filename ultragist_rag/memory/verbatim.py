@@ -167,8 +167,8 @@ def register_policy(name: str, policy: TextPolicy | Surprisal) -> None:
         InputError: If the name is taken or empty.
 
     Example:
-        >>> register_policy("hashtags", lambda text, offsets: [text[a:b].strip().startswith("#") for a, b in offsets])
-        >>> "hashtags" in policy_names()
+        >>> register_policy("tags", lambda text, offsets: [text[a:b].strip().startswith("#") for a, b in offsets])
+        >>> "tags" in policy_names()
         True
     """
     if not name or name == CUSTOM or name in _POLICIES:
