@@ -166,6 +166,7 @@ def migrate(  # noqa: PLR0913 - one parameter per option
     """Copy everything to another place, namespace, secret or quantisation; an interrupted copy goes on."""
     if quantise not in (None, "int8", "int4"):
         raise InputError(f"quantise is {quantise!r}: give 'int8' or 'int4', or leave it out.")
+    _check_map(map_file)
     old = _open(store, namespace, secret_env, options)
     new = _open(to, to_namespace or namespace, to_secret_env or secret_env, to_options, make=True)
     with _progress("Copying") as show:
@@ -186,6 +187,7 @@ def rotate(  # noqa: PLR0913 - one parameter per option
     as_json: AsJson = False,
 ) -> None:
     """Sign everything with a new secret: every memory gets a new id; an interrupted run goes on."""
+    _check_map(map_file)
     opened = _open(store, namespace, secret_env, options)
     with _progress("Moving") as show:
         report = opened.rotate(_secret(new_secret_env), drop=drop, progress=show)
@@ -206,6 +208,12 @@ def _open(url: str, namespace: str, secret_env: str, options: str, *, make: bool
         raise InputError(f"options are {options!r}, but must be a JSON object.")
     secret = _secret(secret_env) if secret_env != "ULTRAGIST_SECRET" else None
     return GistStore.open(url, namespace, secret, options=settings)
+
+
+def _check_map(path: Path | None) -> None:
+    """Refuse a file that cannot be written before anything is moved."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError(f"{str(path)!r} cannot be written: give --map a file in a folder that is there.")
 
 
 def _secret(name: str) -> str:

@@ -193,6 +193,21 @@ def test_migrate_copies_to_another_place_secret_and_quantisation(
     assert sorted(store) == sorted([marker, bare])
 
 
+def test_a_map_that_cannot_be_written_is_refused_before_anything_moves(
+    store: GistStore, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = store.put(make_memory(), text="a")
+    monkeypatch.setenv("OTHER_SECRET", "another secret, long enough")
+    for path in (tmp_path / "missing" / "map.json", tmp_path):
+        results = (
+            run("rotate", place, "--new-secret-env", "OTHER_SECRET", "--map", path),
+            run("migrate", place, "--to", tmp_path / "other", "--map", path),
+        )
+        assert all(result.exit_code == 2 and "--map" in result.stderr for result in results)
+    assert list(store) == [marker]
+    assert not (tmp_path / "other").exists()
+
+
 def test_rotate_moves_to_another_secret(store: GistStore, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = store.put(make_memory(), text="a")
     store.put(make_memory(1), text="b", keep_source=False)

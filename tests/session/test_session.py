@@ -7,6 +7,7 @@ import torch
 from talking import CHATML, SIZES, fill, same
 
 from ultragist_rag import ContextOverflowError, GistMemory, InputError
+from ultragist_rag.memory.verbatim import Surprisal
 from ultragist_rag.session import GistSession
 from ultragist_rag.store import GistStore
 
@@ -206,8 +207,29 @@ def test_settings_that_do_not_fit_the_model_are_refused(text_engine):
         text_engine.session(slots=100, ladder=(8, 4))
     with pytest.raises(InputError, match="segment_tokens"):
         text_engine.session(slots=100, segment_tokens=0)
+    for wrong in ({"slots": "9"}, {"slots": True}, {"recent": 2.0}, {"segment_tokens": 1.5}, {"ladder": 4}):
+        with pytest.raises((InputError, TypeError), match=next(iter(wrong))):
+            text_engine.session(**wrong)
     settings = text_engine.session().settings
     assert (settings.slots, settings.recent, settings.ladder, settings.segment_tokens) == (2048, 512, (4, 8), 64)
+
+
+@pytest.mark.parametrize(
+    "policy", ["nothing of this name", 5, Surprisal(), lambda text, offsets: [True] * len(offsets)]
+)
+def test_a_policy_that_cannot_be_saved_is_refused_at_the_beginning(text_engine, policy):
+    with pytest.raises((InputError, TypeError), match=r"policy|verbatim"):
+        text_engine.session(slots=100, verbatim=policy)
+
+
+def test_what_is_no_text_and_no_tool_call_is_refused(session):
+    before = session.turns()
+    with pytest.raises(InputError, match="decode its bytes"):
+        session.append("user", "\ud800")
+    for calls in ("abc", [5], {"name": "f"}):
+        with pytest.raises((InputError, TypeError), match="tool_calls"):
+            session.append("assistant", "", tool_calls=calls)
+    assert session.turns() == before
 
 
 def test_an_empty_session_can_be_asked(session):

@@ -98,6 +98,8 @@ def test_a_remote_store_without_a_secret_is_refused():
 def test_an_empty_secret_is_refused_and_a_short_one_is_warned_about(caplog):
     with pytest.raises(InputError, match="empty"):
         find_secret("", "process")
+    with pytest.raises((InputError, TypeError), match=r"text or bytes|given"):
+        find_secret(32, "process")  # 32 zero bytes, if it were taken as bytes
     with caplog.at_level(logging.WARNING):
         assert find_secret("short", "process") == b"short"
     assert "5 bytes" in caplog.text

@@ -83,6 +83,13 @@ def test_what_is_no_record_is_refused(store, kind, name, payload, message):
     assert list(store.records) == []
 
 
+def test_a_name_is_no_list_of_names(store):
+    store.records.put("page", {"a": {}, "b": {}})
+    with pytest.raises(InputError, match="list"):
+        store.records.delete("page", "ab")
+    assert store.records.names("page") == ["a", "b"]
+
+
 def test_damaged_and_moved_records_are_refused_and_not_listed_under_false_names(tmp_path):
     random.seed(5)
     store = GistStore.open(tmp_path, secret=SECRET)

@@ -171,6 +171,16 @@ def test_killed_anywhere_and_run_again_it_ends_the_same(engine, monkeypatch):
     assert 15 < n_calls < 99
 
 
+def test_none_is_no_secret_and_a_path_no_store(make_memory):
+    store = GistStore.open("memory://", secret="a secret of these tests")
+    marker = store.put(make_memory(), text="a")
+    with pytest.raises((InputError, TypeError), match=r"new.secret"):
+        store.rotate(None)
+    with pytest.raises((InputError, TypeError), match="other"):
+        store.copy_to("a folder")
+    assert list(store) == [marker]
+
+
 def test_the_secret_it_has_is_refused(url, make_memory):
     store = GistStore.open(url, secret=SECRET)
     marker = store.put(make_memory(), text="a")

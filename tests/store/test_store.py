@@ -239,6 +239,17 @@ def test_a_memory_that_cannot_fit_is_refused(url, make_memory):
     assert len(store) == 0
 
 
+def test_a_policy_without_a_name_and_what_is_no_marker_are_refused(store, engine):
+    for policy in (len, 5):
+        with pytest.raises((InputError, TypeError), match=r"register_policy|verbatim"):
+            store.get_or_compress(engine, ["a text"], verbatim=policy)
+        with pytest.raises((InputError, TypeError), match=r"register_policy|verbatim"):
+            store.find("a text", engine, verbatim=policy)
+    for wrong in (5, None):
+        with pytest.raises((GistNotFoundError, TypeError), match=r"no marker|marker"):
+            store.get(wrong)
+
+
 @pytest.mark.parametrize("namespace", ["", None, 3])
 def test_a_namespace_must_be_a_name(namespace):
     with pytest.raises((InputError, TypeError), match="namespace"):

@@ -73,7 +73,7 @@ class SessionPlan:
         """
         numbers = (*ladder, window, slots + 1, recent + 1)
         if any(isinstance(number, bool) or not isinstance(number, int) or number < 1 for number in numbers):
-            raise InputError(f"slots {slots!r}, recent {recent!r} and ladder {ladder!r} must be whole numbers.")
+            raise InputError(f"slots {slots!r}, recent {recent!r}, ladder {ladder!r}: whole numbers, none below 0.")
         if not ladder or list(ladder) != sorted(set(ladder)) or ladder[0] < 2:
             raise InputError(f"ladder is {tuple(ladder)}, but must be rising ratios above 1, such as (4, 8, 16, 32).")
         self.slots, self.recent, self.window, self.ladder = slots, recent, window, tuple(ladder)

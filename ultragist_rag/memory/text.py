@@ -170,7 +170,12 @@ class _Rust:
         }
 
     def encode(self, text: str, *, first: bool, trusted: bool) -> list[int]:
-        ids: list[int] = self._copies[first, trusted].encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._copies[first, trusted].encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # of the tokenizer, for what is no Unicode
+            raise InputError(
+                f"{text!r:.200} is no text that can be encoded: decode its bytes as what they are."
+            ) from error
         return ids
 
     def decode(self, ids: list[int]) -> str:

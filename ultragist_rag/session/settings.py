@@ -16,6 +16,7 @@ from typing import Any
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import ContextOverflowError, InputError
 from ultragist_rag.layout.session_plan import SessionPlan
+from ultragist_rag.memory.verbatim import CUSTOM, policy_name
 
 __all__ = ["SessionSettings"]
 
@@ -73,8 +74,18 @@ class SessionSettings:
             The settings.
 
         Raises:
-            InputError: If a number is out of range.
+            InputError: If a number is out of range, or the verbatim policy has no name that is known.
         """
+        for name, number in {"slots": slots, "recent": recent, "segment_tokens": segment_tokens}.items():
+            if isinstance(number, bool) or not isinstance(number, int | None):
+                raise InputError(f"{name} is {number!r}, but must be a whole number.")
+        if not isinstance(ladder, Sequence | None):
+            raise InputError(f"ladder is {ladder!r}, but must be rising ratios, such as (4, 8, 16, 32).")
+        if policy_name(others.get("verbatim")) == CUSTOM:
+            raise InputError(
+                "a session is saved with the name of its verbatim policy: give it one with `register_policy`, and pass "
+                "the name."
+            )
         slots = min(_SLOTS, n_positions // 2) if slots is None else slots
         ratios = sorted({ratio for ratio in config.ratios if ratio >= config.ratio and ratio > 1})
         if len(ratios) < 2:
@@ -86,7 +97,7 @@ class SessionSettings:
             segment_tokens=segment_tokens or max(1, min(_SEGMENT, config.window, slots // 2, n_positions // 8)),
             **others,
         )
-        if isinstance(segment_tokens, bool) or made.segment_tokens < 1 or segment_tokens == 0:
+        if made.segment_tokens < 1 or segment_tokens == 0:
             raise InputError(f"segment_tokens is {segment_tokens!r}, but must be a whole number of at least 1.")
         made.plan(config)
         return made

@@ -57,6 +57,8 @@ class Said:
             plain = json.loads(json.dumps(list(self.tool_calls), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise InputError(f"a tool call holds what JSON cannot carry: {error}.") from error
+        if not all(isinstance(call, dict) for call in plain):
+            raise InputError(f"tool_calls are {plain!r:.200}, but must be a list of mappings with name and arguments.")
         object.__setattr__(self, "tool_calls", plain)
 
     @property

@@ -69,11 +69,13 @@ def find_secret(given: str | bytes | None, source: SecretSource) -> bytes:
         The secret.
 
     Raises:
-        InputError: If the given secret is empty.
+        InputError: If the given secret is empty, or neither text nor bytes.
         StoreError: If there is no secret for a remote store, or the key file cannot be used.
     """
     if given is None:
         given = os.environ.get(ENVIRONMENT) or None
+    if not isinstance(given, str | bytes | bytearray | None):
+        raise InputError(f"secret is a {type(given).__name__}, but must be a text or bytes.")
     if given is not None:
         secret = given.encode("utf-8", "surrogateescape") if isinstance(given, str) else bytes(given)
         if not secret:

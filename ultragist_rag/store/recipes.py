@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ultragist_rag.config import GistConfig
+from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.verbatim import CUSTOM, policy_names
 from ultragist_rag.store.codec import Expected, check_match
@@ -68,7 +69,15 @@ def recipe_for(
 
     Returns:
         The recipe.
+
+    Raises:
+        InputError: If the policy is no name.
     """
+    if not isinstance(verbatim, str):
+        raise InputError(
+            "stores find memories by the name of their verbatim policy: give it one with `register_policy`, and pass "
+            "the name."
+        )
     return Recipe(
         model=engine.fingerprint,
         tokenizer=engine.tokenizer_fingerprint,

@@ -114,6 +114,8 @@ class Records:
 
     def delete(self, kind: str, names: Iterable[str]) -> int:
         """Remove records; return how many there were."""
+        if isinstance(names, str):
+            raise InputError("names must be a list of names: put a single one into a list.")
         keys = tuple(self._key(kind, name) for name in names)
         return self._shelf.place.delete(keys) if keys else 0
 

@@ -169,7 +169,7 @@ def to_marker(name: str) -> str:
     return f"{_HEAD}{name}0"
 
 
-def parse(marker: str) -> str | None:
+def parse(marker: object) -> str | None:
     """Return the id of a marker or bare id in any letter case; None for anything else.
 
     Example:
@@ -178,6 +178,8 @@ def parse(marker: str) -> str | None:
         >>> parse("something else") is None
         True
     """
+    if not isinstance(marker, str):
+        return None
     found = _MARKER.fullmatch(marker.strip())
     name = found.group(1) if found else marker.strip()
     return name.lower() if _ID.fullmatch(name) else None

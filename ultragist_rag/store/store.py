@@ -244,6 +244,8 @@ class GistStore(StoreReader):
             InputError: If the new secret is empty, or the old one.
             StoreError: If the place cannot be written.
         """
+        if new_secret is None:
+            raise InputError("the new secret is None: pass a long random value.")
         old = self._shelf
         secret = find_secret(new_secret, old.place.secret_source)
         new = Shelf(old.place, old.namespace, secret, old.ttl, old.quota, old.tiers)
@@ -274,9 +276,11 @@ class GistStore(StoreReader):
             New markers by old ones, and what could not be copied: memories whose new id needs a source record.
 
         Raises:
-            InputError: If there is no such quantisation.
+            InputError: If there is no such quantisation, or `other` is no store.
             StoreError: If a place fails.
         """
+        if not isinstance(other, GistStore):
+            raise InputError(f"other is {other!r:.200}, but must be a store: open it with GistStore.open.")
         kind = None if quantise is None else check_kind(quantise)
         return rotation.copy(self._shelf, other._shelf, kind, progress)
 
