@@ -159,6 +159,15 @@ def test_prune_to_a_size_takes_what_was_not_used_for_longest(store: GistStore, p
     assert read("prune", place, "--max-bytes", bound)["n_bytes"] == 0
 
 
+def test_prune_says_what_records_take(store: GistStore, place: Path) -> None:
+    marker = store.put(make_memory(), text="a")
+    store.records.put("note", {"a": {"text": "x" * 500}})
+    result = run("prune", place, "--max-bytes", 500)
+    assert result.exit_code == 2
+    assert "500 cannot be reached" in result.stderr
+    assert list(store) == [marker]
+
+
 def test_prune_takes_old_pages_of_no_session(store: GistStore, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.records.put("page", {name: {"text": name} for name in ("used", "unused")})
     store.records.put("session", {"s": {"pages": ["used"]}})

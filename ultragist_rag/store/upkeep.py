@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ultragist_rag.errors import CorruptGistError
+from ultragist_rag.errors import CorruptGistError, StoreError
 from ultragist_rag.store import codec, source
 from ultragist_rag.store.base import GIST, RECORD, SOURCE
 from ultragist_rag.store.recipes import can_repeat
@@ -163,6 +163,12 @@ def prune(store: GistStore, older_than: float | None = None, max_bytes: int | No
         heads = {key: shelf.place.head(key, N_HEAD) for key in before if not key.endswith(RECORD)}
         shelf.place.delete(tuple(key for key, head in heads.items() if head is not None and stored_at(head) <= limit))
     if max_bytes is not None and sum(size for _, size in shelf.entries()) > max_bytes:
+        n_bytes = sum(size for key, size in shelf.entries() if key.endswith(RECORD))
+        if n_bytes >= max_bytes:
+            raise StoreError(
+                f"records take {n_bytes} bytes and are never evicted: {max_bytes} cannot be reached. Memories stay. "
+                "Delete records or sessions first, or allow more bytes."
+            )
         room = shelf.key("a" * 26, RECORD)  # the place evicts in its own order so that this fits, and it goes again
         shelf.place.put({room: b" "}, quota=max_bytes)
         shelf.place.delete((room,))
