@@ -1,5 +1,6 @@
 """A saved session is the session, without work for the model; what was forgotten leaves the store."""
 
+import threading
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ from templates import QWEN
 
 from ultragist_rag import CorruptGistError, InputError, StoreError, UltraGist
 from ultragist_rag.session import GistSession, pages
-from ultragist_rag.store import GistStore
+from ultragist_rag.store import GistStore, upkeep
 
 pytestmark = pytest.mark.filterwarnings("ignore:the session has more turns")
 
@@ -245,3 +246,95 @@ def test_tool_turns_and_names_come_back_as_they_were(talking, store, text_engine
     assert said[2]["tool_call_id"] == "call_1"
     assert loaded.turns() == session.turns()
     assert same(loaded, session)
+
+
+def test_a_fork_that_is_saved_before_its_session_has_a_name_keeps_its_pages(talking, store, text_engine):
+    session = talking(store=store)
+    fill(session, 20)
+    fork = session.fork("fork")
+    fork.save()
+    session.save("main")
+    del fork
+    session.rewind(1)
+    session.save()
+    assert len(GistSession.load(text_engine, store, "fork").turns()) == 20
+
+
+def test_a_session_whose_pages_are_gone_is_not_said_to_be_saved(talking, store, text_engine, monkeypatch):
+    session = talking(store=store, name="main")
+    fill(session, 20)
+    session.save()
+    other = GistSession.load(text_engine, store, "main")
+    other.rewind(1)
+    other.save()
+    with pytest.raises(StoreError, match="has left the store"):
+        session.save("mine")
+    fill(other, 20, 20)
+    monkeypatch.setattr(upkeep, "PAGE_SECONDS", -1)
+    upkeep.prune(store)
+    with pytest.raises(StoreError, match="has left the store"):
+        other.save()
+    assert len(GistSession.load(text_engine, store, "main").turns()) == 1
+    GistSession.delete(store, "main")
+    assert GistSession.names(store) == []
+
+
+def test_saving_does_not_delete_what_a_fork_is_about_to_show(talking, store, text_engine, monkeypatch):
+    session = talking(store=store, name="main")
+    fill(session, 20)
+    session.save()
+    fork = session.fork("fork")
+    fill(fork, 3, 20)
+    has_written, may_go_on, settle = threading.Event(), threading.Event(), fork._maker.settle
+
+    def slow(state):
+        has_written.set()
+        may_go_on.wait(2)
+        return settle(state)
+
+    monkeypatch.setattr(fork._maker, "settle", slow)
+    adding = threading.Thread(target=fill, args=(fork, 1, 23))
+    adding.start()
+    has_written.wait()
+    saving = threading.Thread(target=lambda: (session.forget(19), session.save()))
+    saving.start()
+    saving.join(0.3)
+    may_go_on.set()
+    adding.join()
+    saving.join()
+    fork.save()
+    assert len(GistSession.load(text_engine, store, "fork").turns()) == 24
+
+
+def test_a_session_goes_on_after_its_store_has_another_secret(talking, store, text_engine):
+    session = talking(store=store, name="main")
+    fill(session, 20)
+    session.save()
+    store.rotate("another secret of the tests, as long")
+    fill(session, 10, 20)
+    session.save()
+    loaded = GistSession.load(text_engine, store, "main")
+    assert loaded.turns() == session.turns()
+    assert same(loaded, session)
+
+
+def test_what_was_saved_quantised_answers_as_it_did(talking, tmp_path, own_secret, text_engine):
+    store = GistStore.open(tmp_path, quantise="int4")
+    session = talking(store=store, name="main")
+    moved = talking()
+    for one in (session, moved):
+        fill(one, 14)
+    assert not same(session, moved)
+    moved.save("moved", store)
+    session.save()
+    for one in (session, moved):
+        assert same(GistSession.load(text_engine, store, one.name), one)
+
+
+def test_another_model_chooses_its_own_verbatim_tokens(talking, store, other_engine):
+    session = talking(store=store, name="main", slots=120, verbatim="surprisal")
+    fill(session, 20)
+    session.save()
+    other_engine.tokenizer.chat_template = CHATML
+    loaded = GistSession.load(other_engine, store, "main")
+    assert loaded.stats().n_slots == loaded._state.plan.n_slots

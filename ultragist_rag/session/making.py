@@ -31,6 +31,7 @@ from ultragist_rag.session.settings import SessionSettings
 from ultragist_rag.session.state import Held, Part, State, Turn, planned
 from ultragist_rag.session.turns import Said
 from ultragist_rag.store import GistStore
+from ultragist_rag.store.quantise import as_stored
 from ultragist_rag.types import TokenIds
 
 __all__ = ["Maker"]
@@ -170,12 +171,17 @@ class Maker:
         missing = [part for part in parts if part not in held]
         memories = self._compress([documents[part] for part in missing], [wanted[part] for part in missing])
         made = zip(missing, memories, strict=True)
-        return held | {part: Held(memory, wanted[part]) for part, memory in made}
+        return held | {part: self.as_stored(Held(memory, wanted[part])) for part, memory in made}
 
     def fetch(self, wanted: Mapping[Part, tuple[int, str]]) -> dict[Part, Held]:
         """Read memories from the store; those that are gone, damaged or of another model are left out."""
         read = ((part, ratio, marker, self._get(marker)) for part, (ratio, marker) in wanted.items())
         return {part: Held(memory, ratio, marker) for part, ratio, marker, memory in read if memory is not None}
+
+    def as_stored(self, held: Held) -> Held:
+        """Return a memory that is not in the store yet as it will be read from there."""
+        exact, kind = held.exact or held.memory, self.store.quantise
+        return Held(exact, held.ratio) if kind is None else Held(as_stored(exact, kind), held.ratio, exact=exact)
 
     def put(self, archive: Archive, part: Part, held: Held) -> Held:
         """Store a memory, under the marker of its document where it is one."""
@@ -183,9 +189,9 @@ class Maker:
             return held
         texts = self.rendering.texts(archive[part[0]], self.settings.segment_tokens)
         text = None if texts is None else texts[part[1]]
-        marker = self.store.put(held.memory, text, ratio=held.ratio)
+        marker = self.store.put(held.exact or held.memory, text, ratio=held.ratio)
         self.issued.add(marker)
-        return replace(held, marker=marker)
+        return replace(held, marker=marker, exact=None)
 
     def raw(self, state: State) -> list[TokenIds]:
         """Return the ids of the newest segments."""

@@ -22,6 +22,7 @@ from weakref import WeakSet
 from ultragist_rag.errors import CorruptGistError
 from ultragist_rag.session.turns import Said
 from ultragist_rag.store.records import Records
+from ultragist_rag.store.store import GistStore
 
 __all__ = ["Archive", "PAGE_KIND", "Page", "Pages"]
 
@@ -50,21 +51,26 @@ class Page:
 class Pages:
     """Reads and writes the pages of a session and its forks, and knows which ones it wrote."""
 
-    def __init__(self, records: Records, family: str, note: Note | None = None) -> None:
+    def __init__(self, store: GistStore, family: str, note: Note | None = None) -> None:
         """Keep pages among the records of a store.
 
         Args:
-            records: Of the store.
+            store: The store.
             family: Of sessions that are forks of each other; others never share a page.
             note: Makes vectors of turns that are kept with their page; None for none.
         """
-        self.records = records
+        self._store = store
         self.note = note
         self.family = family
         self.written: set[str] = set()
         self._sessions: WeakSet[Any] = WeakSet()
         self._lock = threading.Lock()
         self.read = lru_cache(_N_CACHED)(self._read)
+
+    @property
+    def records(self) -> Records:
+        """Those of the store, under the secret that it has now."""
+        return self._store.records
 
     def join(self, session: Any) -> None:
         """Count a session among those that use these pages, as long as it is there."""

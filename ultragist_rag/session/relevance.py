@@ -80,7 +80,8 @@ class Relevance:
 
     def _vectors(self, page: Page) -> Vectors:
         noted = page.vectors
-        if noted is None or noted["by"] != self.embeddings.name:
+        n_parts = sum(1 for _ in self._parts(page.turns))  # another tokenizer may cut turns otherwise
+        if noted is None or (noted["by"], noted["n"]) != (self.embeddings.name, n_parts):
             return self._embed(list(page.turns.values()))
         data = zlib.decompress(base64.b64decode(noted["data"]))
         return np.frombuffer(data, "<f2").reshape(noted["n"], -1).astype(np.float32)

@@ -83,8 +83,9 @@ class Saving:
             in_use: Pages and markers that forks in this process still need.
 
         Raises:
-            StoreError: If it cannot be written; then what was saved before is still there.
+            StoreError: If it cannot be written, or a page has left the store; what was saved before is still there.
         """
+        self._check_pages(name, state.archive)
         manifest = {**_manifest(state), **about, "family": self.family, "uid": self.uid}
         manifest["revision"] = secrets.token_hex(8)
         items: list[tuple[str, str, Mapping[str, Any]]] = []
@@ -92,12 +93,23 @@ class Saving:
             tail, payload = state.archive.pages.make(state.archive.rest)
             items.append((PAGE_KIND, tail, payload))
             manifest["pages"].append(tail)
-        relatives = self._family() | self.relatives | ({self.name} if self.name else set())
-        if relatives - {name}:
-            items.append((_FAMILY, self.family, {"sessions": sorted(relatives | {name})}))
+        known = self._family()
+        relatives = known | self.relatives | {name} | ({self.name} if self.name else set())
+        if relatives != known:  # also for the first: a fork may be made of a session that has no name yet
+            items.append((_FAMILY, self.family, {"sessions": sorted(relatives)}))
         self.store.records.put_all([*items, (_SESSION, name, manifest)])
         self.name, self.relatives, self._revision = name, relatives - {name}, manifest["revision"]
         self._clean(state.archive.pages, manifest, set(in_use))
+
+    def _check_pages(self, name: str, archive: Archive) -> None:
+        """Refuse to save a session of which a page is gone; those that its own manifest names are safe."""
+        is_there = name == self.name and self.store.records.get(_SESSION, name) is not None
+        for page in archive.names:
+            if not (is_there and page in self._pages) and self.store.records.stored(PAGE_KIND, page) is None:
+                raise StoreError(
+                    f"session {name!r} is not saved: page {page} of its archive has left the store, because the "
+                    "session was deleted, or shortened by another process, or the store was pruned meanwhile."
+                )
 
     def _clean(self, pages: Pages, manifest: Mapping[str, Any], in_use: set[str]) -> None:
         used = in_use | _used(manifest)

@@ -220,7 +220,9 @@ class GistSession(Conversation):
             if name is not None:
                 saving.check(name)
                 saving.name = name
-            return GistSession(self._maker.copy(), saving, self._state, self._relevance)
+            fork = GistSession(self._maker.copy(), saving, self._state, self._relevance)
+            fork._lock = self._lock  # a page that one has written and not shown yet is nobody's to the other
+            return fork
 
     def save(self, name: str | None = None, store: GistStore | None = None) -> None:
         """Write everything that `load` needs, and delete what is needed no longer.
@@ -260,10 +262,10 @@ class GistSession(Conversation):
     def _move(self, store: GistStore) -> None:
         pages = _pages(store, self._saving.family, self._relevance)
         archive = self._state.archive.moved(pages)
-        held = {part: replace(one, marker=None) for part, one in self._state.held.items()}
+        self._maker.store = store
+        held = {part: self._maker.as_stored(one) for part, one in self._state.held.items()}
         self._state = replace(self._state, archive=archive, held=held)
         self._saving = Saving(store, self._saving.family)
-        self._maker.store = store
         self._maker.issued.clear()
         pages.join(self)
 
@@ -273,12 +275,13 @@ def _relevance(maker: Maker, embeddings: Embeddings | None) -> Relevance | None:
 
 
 def _pages(store: GistStore, family: str, relevance: Relevance | None) -> Pages:
-    return Pages(store.records, family, relevance.note if relevance else None)
+    return Pages(store, family, relevance.note if relevance else None)
 
 
 def _rendered(maker: Maker) -> str:
-    """Return what the ids of turns depend on."""
-    return f"{maker.engine.tokenizer_fingerprint} {maker.rendering.digest}"
+    """Return what the lengths of turns depend on."""
+    model = f" {maker.engine.fingerprint}" if maker.settings.verbatim else ""  # it may choose tokens that are kept
+    return f"{maker.engine.tokenizer_fingerprint} {maker.rendering.digest}{model}"
 
 
 def _answer(said: str) -> Said:

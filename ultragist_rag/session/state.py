@@ -63,11 +63,13 @@ class Held:
         memory: Keys and values.
         ratio: At which it was asked for.
         marker: Where it lies in the store; None if it does not.
+        exact: What is to be stored, where the store quantises and `memory` is what will be read.
     """
 
     memory: GistMemory
     ratio: int
     marker: str | None = None
+    exact: GistMemory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,7 @@ class ThreadSession(Conversation):
         settings.check_fit(0, n_positions)
         maker = Maker(engine, make_rendering(engine.tokenizer, "plain", None), settings, store)
         maker._warned = True  # of an archive, which nobody can ask here
-        pages = Pages(GistStore.open("memory://").records, "")  # of texts, which go when the session goes
+        pages = Pages(GistStore.open("memory://"), "")  # of texts, which go when the session goes
         super().__init__(maker, State(archive=Archive(pages=pages), plan=maker.empty))
         self.slots = settings.slots
         self._is_full = False
