@@ -58,3 +58,8 @@ def test_a_token_is_kept_if_it_shares_a_character():
         False,
     ]
     assert flag_words([], []).tolist() == []
+
+
+def test_no_text_takes_more_time_than_its_length():
+    for text in ("_" * 60 + ":A", "=".join(["A_B" * 30] * 3), "a" * 40_000):
+        assert not code_words(text, [(0, len(text))]).any()

@@ -24,8 +24,10 @@ Offsets = Sequence[tuple[int, int]]
 
 _JOINERS = frozenset("-–−_.,:;/\\'’+#@%$€£=&?~*^°")
 _AROUND = ".,:;/\\'’?&=*~"
-_MAIL = re.compile(r"[^\s@<>()\[\],;:\"]+@[^\s@<>()\[\],;:\"]+\.[^\W\d_]{2,}")
-_CODE = re.compile(r"\w+(?:[-_/]\w+)+")
+_MAIL = re.compile(r"(?<![^\s@<>()\[\],;:\"])[^\s@<>()\[\],;:\"]+@[^\s@<>()\[\],;:\"]+\.[^\W\d_]{2,}")
+_CODE = re.compile(r"(?=.+[-_/].)\w+(?:[-/]\w+)*")
+"""Each pattern reads a word in one way only, so that no text takes more time than its length."""
+
 _INNER_CAPITAL = re.compile(r"[^\W\d_]{2,}")
 _RARE_TOKENS = 4
 
