@@ -106,6 +106,7 @@ def rotate(old: Shelf, new: Shelf, *, drop: bool = False, progress: Progress | N
     """
     journal = Records(new)
     earlier = [name for name in journal.names(_JOURNAL) if name.startswith(old.folder)]
+    first = 1 + max((int(name.rpartition(" ")[2]) for name in earlier), default=-1)
     tally = _Tally()
     for name in earlier:
         tally.moved |= journal.get(_JOURNAL, name) or {}
@@ -116,7 +117,7 @@ def rotate(old: Shelf, new: Shelf, *, drop: bool = False, progress: Progress | N
             tally.add(old, new, name, None)
             (progress or _ignore)(index + 1, len(names))
         moved = {name: tally.moved[name] for name in batch if name in tally.moved}
-        journal.put(_JOURNAL, {f"{old.folder} {len(earlier) + start // _BATCH:08d}": moved} if moved else {})
+        journal.put(_JOURNAL, {f"{old.folder} {first + start // _BATCH:08d}": moved} if moved else {})
         for name in batch if drop else moved:
             old.delete(name)
     n_records = 0
