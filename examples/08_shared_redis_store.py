@@ -21,7 +21,7 @@ except ImportError as error:
 url = sys.argv[1] if len(sys.argv) > 1 else "redis://localhost:6379/0"
 corpus = read_passages(Path(__file__).parent / "corpus")
 tenants = {
-    "acme": ("Mongolia", "Government", "What is the capital of Mongolia?"),
+    "acme": ("Mongolia", "Government", "When did Mongolia become independent?"),
     "globex": ("Norway", "Economy", "What is the currency of Norway?"),
 }
 

@@ -97,7 +97,7 @@ class GistSession(Conversation):
         )
         rendering = make_rendering(engine.tokenizer, template, system)
         settings.check_fit(len(rendering.head), engine.max_positions)
-        store = GistStore.open("memory://") if store is None else store
+        store = GistStore.open("memory://") if store is None else _opened(store)
         maker = Maker(engine, rendering, settings, store)
         saving = Saving(store, secrets.token_hex(8))
         if name is not None:
@@ -130,7 +130,7 @@ class GistSession(Conversation):
             CorruptGistError: If its manifest or a page of its archive is damaged.
             ContextOverflowError: If it does not fit into the positions of this model.
         """
-        manifest = read_manifest(store, name)
+        manifest = read_manifest(_opened(store), name)
         settings = SessionSettings.from_dict(manifest["settings"])
         rendering = make_rendering(engine.tokenizer, manifest["template"], settings.system)
         settings.check_fit(len(rendering.head), engine.max_positions)
@@ -146,12 +146,12 @@ class GistSession(Conversation):
     @staticmethod
     def names(store: GistStore) -> list[str]:
         """Return the names of the sessions in a store, sorted."""
-        return saved_names(store)
+        return saved_names(_opened(store))
 
     @staticmethod
     def delete(store: GistStore, name: str) -> bool:
         """Delete a session with all texts and memories that no fork of it needs; say whether there was one."""
-        return delete_saved(store, name)
+        return delete_saved(_opened(store), name)
 
     @property
     def name(self) -> str | None:
@@ -240,6 +240,7 @@ class GistSession(Conversation):
             if not name:
                 raise InputError("the session has no name: give one to save it under.")
             if store is not None and store is not self.store:
+                Saving(_opened(store), self._saving.family).check(name)
                 self._move(store)
             self._saving.check(name)
             held = self._put(self._state, dict(self._state.held))
@@ -270,8 +271,18 @@ class GistSession(Conversation):
         pages.join(self)
 
 
-def _relevance(maker: Maker, embeddings: Embeddings | None) -> Relevance | None:
-    return None if embeddings is None else Relevance(embeddings, maker.rendering, maker.settings.segment_tokens)
+def _opened(store: object) -> GistStore:
+    if not isinstance(store, GistStore):
+        raise InputError(f"store is {store!r}, but must be open: pass GistStore.open(...).")
+    return store
+
+
+def _relevance(maker: Maker, embeddings: object) -> Relevance | None:
+    if embeddings is None:
+        return None
+    if not isinstance(embeddings, Embeddings):
+        raise InputError(f"embeddings is {embeddings!r}, but must have the methods of ultragist_rag.rag.Embeddings.")
+    return Relevance(embeddings, maker.rendering, maker.settings.segment_tokens)
 
 
 def _pages(store: GistStore, family: str, relevance: Relevance | None) -> Pages:
