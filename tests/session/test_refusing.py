@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from talking import fill, same
+from talking import SIZES, fill, same
 
-from ultragist_rag import InputError
-from ultragist_rag.session import GistSession
+from ultragist_rag import GistSession, GistStore, InputError
 
 
-def test_a_save_that_another_store_refuses_moves_nothing(talking, store, text_engine):
-    other = talking(store=store, name="taken")
+def test_a_save_that_another_store_refuses_moves_nothing(tmp_path, own_secret, text_engine):
+    store = GistStore.open(tmp_path)
+    other = text_engine.session(**SIZES, store=store, name="taken")
     other.save()
-    session = talking(name="mine")
+    session = text_engine.session(**SIZES, name="mine")
     fill(session, 5)
     home = session.store
     with pytest.raises(InputError, match="taken"):
