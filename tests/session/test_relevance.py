@@ -68,7 +68,7 @@ def test_vectors_are_kept_with_their_pages_and_agree_with_new_ones(session, text
     store = GistStore.open(tmp_path)
     session.save("kept", store)
     question = "who is my dentist Amavi?"
-    best = session._relevance.best(session._state.archive, question, 5, ())
+    best = session._relevance.best(session._state, question, 5, ())
 
     class Counting(HashingEmbeddings):
         n_texts = 0
@@ -81,7 +81,7 @@ def test_vectors_are_kept_with_their_pages_and_agree_with_new_ones(session, text
     other.name = "another name"
     for embeddings in (kept, other):
         loaded = GistSession.load(text_engine, store, "kept", embeddings=embeddings)
-        assert loaded._relevance.best(loaded._state.archive, question, 5, ()) == best
+        assert loaded._relevance.best(loaded._state, question, 5, ()) == best
     n_segments = [len(turn.lengths) for turn in session._state.turns]
     n_in_rest = sum(n_segments[-len(session._state.archive.rest) :])
     assert kept.n_texts == n_in_rest + 1  # and the question

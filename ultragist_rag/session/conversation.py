@@ -251,7 +251,7 @@ class Conversation:
             raise InputError("the session has no embeddings to select by: make or load it with embeddings=...")
         turns = {turn.id: turn for turn in state.turns}
         pinned = [part for part in state.held if turns[part[0]].pinned]
-        best = self._relevance.best(state.archive, question, select, {*state.recent, *pinned})
+        best = self._relevance.best(state, question, select, {*state.recent, *pinned})
         held = {part: state.held[part] for part in [*pinned, *best] if part in state.held}
         room = self._maker.settings.slots - sum(one.memory.slots for one in held.values())
         entries = [turns[number].entry(place) for number, place in best if (number, place) not in held]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from heapq import nlargest
 from typing import Any
 
@@ -22,9 +22,9 @@ from numpy import ndarray
 from ultragist_rag.errors import InputError
 from ultragist_rag.layout.session_plan import Entry, SessionPlan
 from ultragist_rag.rag.embeddings import Embeddings
-from ultragist_rag.session.pages import Archive, Page
+from ultragist_rag.session.pages import Page
 from ultragist_rag.session.rendering import Rendering
-from ultragist_rag.session.state import Part
+from ultragist_rag.session.state import Part, State
 from ultragist_rag.session.turns import Said
 
 __all__ = ["Relevance", "divide"]
@@ -52,11 +52,11 @@ class Relevance:
         data = zlib.compress(vectors.astype("<f2").tobytes())
         return {"by": self.embeddings.name, "n": len(vectors), "data": base64.b64encode(data).decode("ascii")}
 
-    def best(self, archive: Archive, question: str, k: int, without: Collection[Part]) -> list[Part]:
+    def best(self, state: State, question: str, k: int, without: Collection[Part]) -> list[Part]:
         """Return the segments that are nearest to a question, the best one first.
 
         Args:
-            archive: What was said.
+            state: The session.
             question: In words.
             k: How many at most.
             without: Segments that are not looked at.
@@ -70,28 +70,24 @@ class Relevance:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"select is {k!r}, but must be a number of segments of at least 1.")
         wanted = self.embeddings.embed_query(question)
-        scored = (
-            (float(score), part)
-            for page in archive.read()
-            for part, score in zip(self._parts(page.turns), self._vectors(page) @ wanted, strict=True)
-            if part not in without
-        )
-        return [part for _, part in nlargest(k, scored)]
+        n_segments = {turn.id: len(turn.lengths) for turn in state.turns}
+        scored: list[tuple[float, Part]] = []
+        for page in state.archive.read():
+            parts = [(number, place) for number in page.turns for place in range(n_segments[number])]
+            scores = self._vectors(page, len(parts)) @ wanted
+            rows = ((float(score), part) for part, score in zip(parts, scores, strict=True) if part not in without)
+            scored = nlargest(k, [*scored, *rows])
+        return [part for _, part in scored]
 
-    def _vectors(self, page: Page) -> Vectors:
+    def _vectors(self, page: Page, n_parts: int) -> Vectors:
         noted = page.vectors
-        n_parts = sum(1 for _ in self._parts(page.turns))  # another tokenizer may cut turns otherwise
-        if noted is None or (noted["by"], noted["n"]) != (self.embeddings.name, n_parts):
+        if noted is None or (noted["by"], noted["n"]) != (self.embeddings.name, n_parts):  # or it was cut otherwise
             return self._embed(list(page.turns.values()))
         data = zlib.decompress(base64.b64decode(noted["data"]))
         return np.frombuffer(data, "<f2").reshape(noted["n"], -1).astype(np.float32)
 
     def _embed(self, several: Sequence[Said]) -> Vectors:
         return np.asarray(self.embeddings.embed_documents([text for said in several for text in self._texts(said)]))
-
-    def _parts(self, turns: Mapping[int, Said]) -> Iterator[Part]:
-        for number, said in turns.items():
-            yield from ((number, place) for place, _ in enumerate(self._texts(said)))
 
     def _texts(self, said: Said) -> list[str]:
         return [self._rendering.codec.decode(ids) for ids in self._rendering.parts(said, self._segment_tokens)]

@@ -116,10 +116,7 @@ class Saving:
         old_pages, old_markers = (pages.written | self._pages) - used, self.markers - used
         self._pages = frozenset(manifest["pages"])
         if old_pages or old_markers:
-            used = _used_by(self.store, self.relatives)
-            self.store.records.delete(PAGE_KIND, old_pages - used)
-            for marker in old_markers - used:
-                self.store.delete(marker)
+            _delete_unused(self.store, old_pages, old_markers, self.relatives)
         pages.written -= old_pages
         self.markers -= old_markers
 
@@ -159,10 +156,7 @@ def delete_saved(store: GistStore, name: str) -> bool:
     store.records.delete(_SESSION, [name])
     record = store.records.get(_FAMILY, manifest["family"]) or {"sessions": []}
     relatives = [other for other in record["sessions"] if other != name]
-    used = _used_by(store, relatives)
-    store.records.delete(PAGE_KIND, set(manifest["pages"]) - used)
-    for marker in {marker for *_, marker in manifest["memories"]} - used:
-        store.delete(marker)
+    _delete_unused(store, manifest["pages"], [marker for *_, marker in manifest["memories"]], relatives)
     if relatives:
         store.records.put(_FAMILY, {manifest["family"]: {"sessions": relatives}})
     else:
@@ -214,7 +208,10 @@ def _used(manifest: Mapping[str, Any]) -> set[str]:
     return {*manifest["pages"], *(marker for *_, marker in manifest["memories"])}
 
 
-def _used_by(store: GistStore, names: Iterable[str]) -> set[str]:
-    """Return pages and markers that saved sessions need."""
-    manifests = (store.records.get(_SESSION, name) for name in names)
-    return set().union(*(_used(manifest) for manifest in manifests if manifest))
+def _delete_unused(store: GistStore, pages: Iterable[str], markers: Iterable[str], relatives: Iterable[str]) -> None:
+    """Delete pages and memories but those that saved relatives need."""
+    manifests = (store.records.get(_SESSION, name) for name in relatives)
+    used = set().union(*(_used(manifest) for manifest in manifests if manifest))
+    store.records.delete(PAGE_KIND, set(pages) - used)
+    for marker in set(markers) - used:
+        store.delete(marker)

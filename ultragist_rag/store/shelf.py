@@ -26,7 +26,7 @@ from ultragist_rag.store.seal import N_HEAD, stored_at
 from ultragist_rag.store.source import SourceRecord
 from ultragist_rag.store.tiers import Kept, Tiers
 
-__all__ = ["Shelf", "by_content"]
+__all__ = ["Shelf", "by_content", "name_of"]
 
 _now = time.time
 
@@ -134,16 +134,16 @@ class Shelf:
         """Yield the ids of all memories."""
         for key, _ in self.entries():
             if key.endswith(GIST):
-                yield _name(key)
+                yield name_of(key)
 
     def documents(self) -> list[str]:
         """Return the ids of all memories and source records, sorted."""
-        return sorted({_name(key) for key, _ in self.entries() if not key.endswith(RECORD)})
+        return sorted({name_of(key) for key, _ in self.entries() if not key.endswith(RECORD)})
 
     def entries(self) -> list[tuple[str, int]]:
         """Return key and size of everything that is not too old."""
         if self.ttl is not None:
-            for name in {_name(key) for key, _ in self.place.entries(self.folder) if not key.endswith(RECORD)}:
+            for name in {name_of(key) for key, _ in self.place.entries(self.folder) if not key.endswith(RECORD)}:
                 self._sweep(name)
         return list(self.place.entries(self.folder))
 
@@ -162,5 +162,6 @@ class Shelf:
         return f"{self.folder}/{name}{ending}"
 
 
-def _name(key: str) -> str:
+def name_of(key: str) -> str:
+    """Return the id in the key of a file."""
     return key.rpartition("/")[2].partition(".")[0]

@@ -21,7 +21,7 @@ from ultragist_rag.store.base import GIST, RECORD, SOURCE
 from ultragist_rag.store.recipes import can_repeat
 from ultragist_rag.store.refs import to_marker
 from ultragist_rag.store.seal import N_HEAD, parse_json, stored_at
-from ultragist_rag.store.shelf import Shelf
+from ultragist_rag.store.shelf import Shelf, name_of
 from ultragist_rag.store.store import GistStore
 
 __all__ = ["Damage", "Entry", "Pruned", "list_memories", "prune", "verify"]
@@ -107,7 +107,7 @@ def _entry(key: str, head: bytes, n_bytes: int, has_source: bool) -> Entry:
     """Make an entry of the header of a file, whose checksum is not looked at."""
     manifest = parse_json(parse_json(head[8:])["__metadata__"]["manifest"])
     return Entry(
-        marker=to_marker(_name(key)),
+        marker=to_marker(name_of(key)),
         stored=stored_at(head[:N_HEAD]),
         slots=int(manifest["slots"]),
         ratios=tuple(sorted({int(ratio) for ratio in manifest["ratios"] if ratio})),
@@ -134,7 +134,7 @@ def verify(store: GistStore, *, repair: bool = False) -> tuple[int, list[Damage]
     for key, size in files:
         what = _damage(store, key, shelf.place.head(key, size)) and _damage(store, key, shelf.place.get(key))
         if what:  # twice: the file may have been replaced by a longer one meanwhile
-            damaged.append(Damage(key, what, key.endswith(GIST) and _has_recipe(shelf, _name(key))))
+            damaged.append(Damage(key, what, key.endswith(GIST) and _has_recipe(shelf, name_of(key))))
     if repair:
         shelf.place.delete(tuple(one.key for one in damaged if one.can_be_made_again))
     return len(files), damaged
@@ -196,9 +196,9 @@ def _damage(store: GistStore, key: str, data: bytes | None) -> str:
     files = store._shelf.keys.files
     try:
         if key.endswith(GIST):
-            codec.decode(data, key=files, expected=codec.Expected(name=_name(key)))
+            codec.decode(data, key=files, expected=codec.Expected(name=name_of(key)))
         elif key.endswith(SOURCE):
-            source.decode(data, files, _name(key))
+            source.decode(data, files, name_of(key))
         else:
             store.records.check(key, data)
     except CorruptGistError as error:
@@ -212,7 +212,3 @@ def _has_recipe(shelf: Shelf, name: str) -> bool:
     except CorruptGistError:
         return False
     return record is not None and can_repeat(record.recipe)
-
-
-def _name(key: str) -> str:
-    return key.rpartition("/")[2].partition(".")[0]
