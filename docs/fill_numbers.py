@@ -3,6 +3,7 @@
 ultragist-rag evaluate --data DATA --base BASE --output docs/results/bundled.json
 ultragist-rag evaluate --quantise int8,int4 --output docs/results/quantisation.json
 ultragist-rag recall --output docs/results/recall.json
+ultragist-rag attribution --output docs/results/attribution.json
 ultragist-rag demo > docs/results/demo.txt
 python docs/fill_numbers.py
 """
@@ -98,6 +99,24 @@ def recall_table() -> str:
     return _markdown([*head, "gain (95 %)"], rows, 2) + f"\n\n{note}"
 
 
+def attribution_table() -> str:
+    """How well source scores find the document that an answer is from, as a Markdown table."""
+    record = json.loads((RESULTS / "attribution.json").read_text(encoding="utf-8"))
+    head = ["scored by", "ratio", "questions", "AUC (95 %)", "AUC, right answers", "gold one first (95 %)"]
+    rows = [
+        [
+            row["kind"],
+            ",".join(map(str, row["ratios"])),
+            f"{row['questions']} ({row['right']} right)",
+            *(_interval(row[name]) for name in ("auc", "auc_right", "top1")),
+            f"{row['seconds']:.3f}",
+        ]
+        for row in record["rows"]
+    ]
+    note = f"Printed by `ultragist-rag attribution` ({_versions(record)}, CPU, float32)."
+    return _markdown([*head, "seconds each"], rows, 2) + f"\n\n{note}"
+
+
 def _markdown(head: list[str], rows: Iterable[list[str]], left: int) -> str:
     """A table whose columns stand right, but for the first ones."""
     rule = ["---"] * left + ["--:"] * (len(head) - left)
@@ -129,6 +148,7 @@ def filled(page: str, path: Path, record: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "asking.md": {"attribution": attribution_table},
     "operations.md": {"sizing": sizing_table, "quantisation": quantisation_table},
     "verbatim.md": {"recall": recall_table},
 }

@@ -9,7 +9,7 @@ Holds     nothing is loaded when a component is made; store and engine never app
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.reader import Reader
 from ultragist_rag.shared import EngineHolder, engine_holder
 from ultragist_rag.store import GistStore
+from ultragist_rag.store.citing import cite
 
 __all__ = ["CondenseFields", "EngineFields", "ReadFields"]
 
@@ -144,6 +145,9 @@ class ReadFields(EngineFields):
     unknown_markers: Literal["error", "text"] = "error"
     """Whether a marker that is not of the store's namespace is refused or stays text."""
 
+    sources: Literal["attention", "leave-one-out"] | None = None
+    """How to find out which memories an answer was read from; None for not at all."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_misspelt_settings(cls, values: Any) -> Any:
@@ -179,7 +183,7 @@ class ReadFields(EngineFields):
         settings: dict[str, Any] = {
             "max_new_tokens": _first(given.pop("max_tokens", None), given.pop("max_new_tokens", None), self.max_tokens)
         }
-        for name in ("temperature", "top_p", "top_k", "seed"):
+        for name in ("temperature", "top_p", "top_k", "seed", "sources"):
             value = _first(given.pop(name, None), getattr(self, name))
             if value is not None:
                 settings[name] = value
@@ -188,6 +192,10 @@ class ReadFields(EngineFields):
         if texts:
             settings["stop"] = texts
         return settings | given
+
+    def _cited(self, pieces: Sequence[Any], scores: Sequence[float] | None) -> dict[str, Any]:
+        """Return what an answer says about the memories it was read from; nothing if it was not asked to."""
+        return {} if scores is None else {"sources": cite(self.store, pieces, scores)}
 
 
 def _first(*values: Any) -> Any:

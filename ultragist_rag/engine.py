@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,17 @@ from torch import Tensor, nn
 from ultragist_rag.config import GistConfig
 from ultragist_rag.memory.compress import Ratios, Tail
 from ultragist_rag.memory.forward import ForwardOutput, forward_ids
-from ultragist_rag.memory.generate import generate
+from ultragist_rag.memory.generate import ask, generate
 from ultragist_rag.memory.ingest import CompressSettings, check_memory, compress_texts
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.stream import stream
 from ultragist_rag.memory.verbatim import VerbatimPolicy
 from ultragist_rag.modeling.attach import Attachment, attach
+from ultragist_rag.modeling.calibration import Calibration
 from ultragist_rag.modeling.checkpoint import authors_name
 from ultragist_rag.modeling.fingerprint import active_adapters, model_fingerprint, tokenizer_fingerprint
 from ultragist_rag.modeling.lead import find_lead_token
-from ultragist_rag.modeling.loading import load
+from ultragist_rag.modeling.loading import load, load_calibration
 from ultragist_rag.modeling.saving import save
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class UltraGist:
         attachment: Model, gist modules, lock and limits.
         tokenizer: The tokenizer; None works for calls with token ids.
         config: The settings.
+        trained_composed: Whether it was trained on independently compressed documents, as far as is known.
 
     Example:
         >>> from ultragist_rag.testing import tiny_engine
@@ -76,13 +78,20 @@ class UltraGist:
         self.tokenizer = tokenizer
         self.config = attachment.config
         self.family = family
-        self._trained_composed = trained_composed
-        self._warned = trained_composed
+        self.trained_composed = trained_composed
         self._source = source
         self._fingerprint: tuple[Any, str] = (None, "")
+        self._calibration: Calibration | None = None
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, config: GistConfig | None = None, **options: Any) -> UltraGist:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        config: GistConfig | None = None,
+        calibration: str | Path | Calibration | Literal[False] | None = None,
+        **options: Any,
+    ) -> UltraGist:
         """Load a model with its gist parameters.
 
         Four kinds are told apart: the authors' checkpoints (both families; no remote code is run), our merged folders,
@@ -92,6 +101,7 @@ class UltraGist:
         Args:
             name: A folder, a hub id, or `bundled` for the model that comes with the package.
             config: Settings, instead of those that come with the checkpoint.
+            calibration: File of a calibration, instead of one beside the weights; False for none.
             options: Passed on to transformers: revision, token, dtype, device_map, attn_implementation,
                 quantization_config, local_files_only and so on.
 
@@ -107,14 +117,12 @@ class UltraGist:
             name = str(files("ultragist_rag") / "bundled")
             if not torch.cuda.is_available():
                 options.setdefault("dtype", torch.float32)  # few CPUs are quick in the format of the files
+        measured = load_calibration(str(name), calibration, options)
         found = load(str(name), config, options)
-        return cls(
-            found.attachment,
-            found.tokenizer,
-            family=found.family,
-            trained_composed=found.trained_composed,
-            source=found.source,
-        )
+        notes: dict[str, Any] = {"family": found.family, "trained_composed": found.trained_composed}
+        engine = cls(found.attachment, found.tokenizer, source=found.source, **notes)
+        engine.calibration = measured
+        return engine
 
     @classmethod
     def attach(cls, model: Any, tokenizer: Any = None, config: GistConfig | None = None) -> UltraGist:
@@ -154,6 +162,19 @@ class UltraGist:
         if self._fingerprint[0] != state:
             self._fingerprint = (state, model_fingerprint(self.model))
         return self._fingerprint[1]
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What composing costs with these weights; None if that was not measured, or if they were trained since."""
+        known = self._calibration
+        return known if known is not None and known.mismatch(self) is None else None
+
+    @calibration.setter
+    def calibration(self, measured: Calibration | None) -> None:
+        wrong = measured.mismatch(self) if measured is not None else None
+        if wrong:
+            warnings.warn(f"the calibration is left out: {wrong}. Run `ultragist-rag calibrate` again.", stacklevel=3)
+        self._calibration = None if wrong else measured
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
@@ -231,7 +252,6 @@ class UltraGist:
             [5, 2]
         """
         documents: list[str | Tensor] = [texts] if isinstance(texts, str | Tensor) else list(texts)
-        self._warn_composed(joint)
         memories = compress_texts(
             self, documents, ratio=ratio, memory=memory, joint=joint, tail=tail, verbatim=verbatim, slots=slots
         )
@@ -280,6 +300,10 @@ class UltraGist:
         """Answer one prompt (texts, ids and memories in a list) or several; see `memory.generate.generate`."""
         return generate(self, pieces, **settings)
 
+    def answer(self, pieces: Any, **settings: Any) -> Any:
+        """Answer as `generate` does, but in `Answer`s: text, ids, counts, `sources`; see `memory.generate.ask`."""
+        return ask(self, pieces, **settings)
+
     def stream(self, pieces: Any, **settings: Any) -> Iterator[Any]:
         """Answer a prompt bit by bit, until it is closed; see `memory.stream.stream`."""
         return stream(self, pieces, **settings)
@@ -305,8 +329,9 @@ class UltraGist:
             CheckpointError: If the folder holds other files, or an adapter's base is not known.
         """
         source = (base, revision) if base else self._source
-        notes = {"family": self.family, "trained_composed": self._trained_composed}
-        save(self.attachment, self.tokenizer, Path(path), source=source if adapter_only else None, notes=notes)
+        notes = {"family": self.family, "trained_composed": self.trained_composed}
+        target: dict[str, Any] = {"source": source if adapter_only else None, "calibration": self.calibration}
+        save(self.attachment, self.tokenizer, Path(path), notes=notes, **target)
 
     def close(self) -> None:
         """Take the gist modules off the model; the engine cannot be used afterwards."""
@@ -320,13 +345,3 @@ class UltraGist:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
-
-    def _warn_composed(self, joint: bool) -> None:
-        if joint or self._warned:
-            return
-        self._warned = True
-        warnings.warn(
-            "the authors did not train this checkpoint on independently compressed documents. Calibrate before you "
-            "rely on it (compare answers from composed memories, joint=True and plain text), or pass joint=True.",
-            stacklevel=3,
-        )

@@ -15,24 +15,27 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import ContextOverflowError, GistNotFoundError, InputError
+from ultragist_rag.memory.attribution import SourceKind, check_sources
 from ultragist_rag.memory.decoding import Decoding, end_tokens
-from ultragist_rag.memory.generate import Answer, answer, askable, decode
+from ultragist_rag.memory.generate import Answer, answer, askable
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Piece
 from ultragist_rag.memory.prompt import count_prompt
 from ultragist_rag.memory.roles import render_fitting
-from ultragist_rag.memory.stream import TextStream
+from ultragist_rag.memory.stream import TextStream, decode_into
 from ultragist_rag.memory.text import TextCodec
 from ultragist_rag.requests import turn
 from ultragist_rag.store import GistStore, parse_marker, to_marker
+from ultragist_rag.store.fallback import PromptPieces, SourceText
 from ultragist_rag.store.resolving import cut, put_in_place
 
-__all__ = ["Answer", "AnswerStream", "MemoryRef", "Piece", "Reader"]
+__all__ = ["Answer", "AnswerStream", "MemoryRef", "Piece", "PromptPieces", "Reader"]
 
+Cancelled = Callable[[], bool] | None
+Sources = SourceKind | None
 Unknown = Literal["error", "text"]
 
 _USES_TOOLS = re.compile(r"\btools\b")
@@ -59,14 +62,17 @@ class AnswerStream(TextStream):
     Attributes:
         n_slots: Memory slots of the prompt.
         n_prompt_tokens: Tokens of the prompt.
+        n_from_text: Documents of the prompt that are read from their text instead of their memory.
         n_tokens: Tokens of the answer so far; at the end as many as `Answer.ids` has.
         finish: Why it ended: `end`, `stop`, `length` or `cancelled`; None before.
+        sources: As `Answer.sources`, when it has ended.
     """
 
     def __init__(self, counts: tuple[int, int], decoding: Decoding, *stream: Any) -> None:
         """Prepare a stream; `Reader.stream` does."""
         super().__init__(*stream)
         self.n_slots, self.n_prompt_tokens = counts
+        self.n_from_text = 0
         self.n_tokens = 0
         self.finish: Literal["end", "stop", "length", "cancelled"] | None = None
         self._max_tokens = decoding.max_new_tokens
@@ -149,21 +155,23 @@ class Reader:
         ids: list[int] = TextCodec.of(self.engine.tokenizer).encode(text).tolist()
         return ids
 
-    def pieces(self, prompt: str) -> list[str | GistMemory]:
+    def pieces(self, prompt: str) -> PromptPieces:
         """Cut a prompt at its markers and put the memories in their places, each once.
 
         Args:
             prompt: A text with markers.
 
         Returns:
-            Texts and memories in reading order.
+            Texts and memories in reading order; `n_from_text` says how many documents the calibration of the engine
+            made texts of.
 
         Raises:
             GistNotFoundError: If a marker is not of the store's namespace, for whatever reason.
             ContextOverflowError: If the memories have more than `max_slots` slots.
             InputError: If there is a part of a marker.
         """
-        return self._resolve([prompt])[0]
+        (shown,) = self._resolve([prompt])
+        return PromptPieces.of(shown, shown)
 
     def chat_pieces(
         self,
@@ -171,7 +179,7 @@ class Reader:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **template: Any,
-    ) -> list[Tensor | GistMemory]:
+    ) -> PromptPieces:
         """Render a conversation with the chat template; markers in all its texts become memories, each once.
 
         If the template refuses the messages or leaves one out, neighbours of one role are merged, and then the system
@@ -185,7 +193,7 @@ class Reader:
             template: Further settings of the template; trusted.
 
         Returns:
-            Token ids of shape (tokens,) and memories in reading order.
+            Token ids of shape (tokens,) and memories in reading order, and `n_from_text` as for `pieces`.
 
         Raises:
             GistNotFoundError: If a marker or `MemoryRef` is not of the store's namespace, for whatever reason.
@@ -198,16 +206,19 @@ class Reader:
                 "the chat template of this model has no place for tools: use a model that was trained to call tools, "
                 "or leave out tools and their messages."
             )
-        return render_fitting(self.engine.tokenizer, self._with_memories(messages), tools=tools, **template)
+        shown = self._with_memories(messages)
+        spans = [span for message in shown for span in message["content"]]
+        return PromptPieces.of(render_fitting(self.engine.tokenizer, shown, tools=tools, **template), spans)
 
     def answer(
-        self, batch: Sequence[Sequence[Piece]], *, cancelled: Callable[[], bool] | None = None, **decoding: Any
+        self, batch: Sequence[Sequence[Piece]], *, cancelled: Cancelled = None, sources: Sources = None, **decoding: Any
     ) -> list[Answer]:
         """Answer prompts in one batch, when it is their turn.
 
         Args:
             batch: Prompts of texts, ids and memories.
             cancelled: Asked after every token and while waiting; True ends the answers there.
+            sources: `attention` or `leave-one-out`: score which memories each answer was read from.
             decoding: Settings of `memory.decoding.Decoding`, such as max_new_tokens, do_sample, stop, seed.
 
         Returns:
@@ -226,20 +237,22 @@ class Reader:
                 request.check()
                 nothing = torch.empty(0, dtype=torch.long)
                 return [Answer("", nothing, "cancelled", *count_prompt(prompt)) for prompt in prompts]
-            several = answer(self.engine, prompts, replace(settings, cancelled=request.cancelled))
-        answers = [one for (one,) in several]
+            several = answer(self.engine, prompts, replace(settings, cancelled=request.cancelled), sources=sources)
+        texts = [getattr(pieces, "n_from_text", 0) for pieces in batch]
+        answers = [replace(one, n_from_text=n) for (one,), n in zip(several, texts, strict=True)]
         if any(one.finish == "cancelled" for one in answers):
             request.check()
         return answers
 
     def stream(
-        self, pieces: Sequence[Piece], *, cancelled: Callable[[], bool] | None = None, **decoding: Any
+        self, pieces: Sequence[Piece], *, cancelled: Cancelled = None, sources: Sources = None, **decoding: Any
     ) -> AnswerStream:
         """Answer a prompt bit by bit. It waits for its turn when the first piece is asked for.
 
         Args:
             pieces: One prompt of texts, ids and memories.
             cancelled: Asked after every token and while waiting; True ends the answer there.
+            sources: As for `answer`; the stream's own `sources` has the scores when it has ended.
             decoding: Settings of `memory.decoding.Decoding`.
 
         Returns:
@@ -252,17 +265,20 @@ class Reader:
         engine, settings, waiting = self.engine, _one_each(decoding), self._queue
         if settings.num_beams > 1:
             raise InputError("a stream cannot search with beams: set num_beams=1, or do not stream.")
+        check_sources(sources)
         prompts = askable(engine, [pieces], settings)
 
         def work(feed: Any) -> None:
             with turn(engine, cancelled=feed.cancelled_or(cancelled), **waiting) as request:
                 if not request.cancelled():
-                    decode(engine, prompts, replace(settings, cancelled=request.cancelled), feed)
+                    decode_into(feed, engine, prompts[0], replace(settings, cancelled=request.cancelled), sources)
                 request.check()
 
         ends = end_tokens(engine.model, engine.tokenizer, settings)
         codec = TextCodec.of(engine.tokenizer)
-        return AnswerStream(count_prompt(prompts[0]), settings, work, ends, codec, settings.stop)
+        stream = AnswerStream(count_prompt(prompts[0]), settings, work, ends, codec, settings.stop)
+        stream.n_from_text = getattr(pieces, "n_from_text", 0)
+        return stream
 
     def _resolve(self, texts: Sequence[str]) -> list[list[str | GistMemory]]:
         if self.store is not None:
@@ -282,16 +298,16 @@ class Reader:
         # All together, so that a memory that stands in several messages is loaded and counted once.
         texts = [_text_of(part) for part in parts if isinstance(part, str | MemoryRef)]
         resolved = iter(self._resolve(texts))
-        seen: dict[int, GistMemory] = {}
+        seen: dict[int, GistMemory | SourceText] = {}
         copies = []
         for message, content in zip(messages, contents, strict=True):
             spans: list[Any] = []
             for part in content:
                 found: list[Any] = next(resolved) if isinstance(part, str | MemoryRef) else [part]
-                if isinstance(part, MemoryRef) and any(isinstance(span, str) for span in found):
+                if isinstance(part, MemoryRef) and any(type(span) is str for span in found):
                     found = [self._get(part.id)]  # not a marker that texts may use
                 spans += [span for span in found if id(span) not in seen]
-                seen.update((id(span), span) for span in found if isinstance(span, GistMemory))
+                seen.update((id(span), span) for span in found if isinstance(span, GistMemory | SourceText))
             copies.append({**message, "content": spans})
         n_slots = sum(memory.slots for memory in seen.values())
         if self.max_slots is not None and n_slots > self.max_slots:
@@ -301,10 +317,10 @@ class Reader:
             )
         return copies
 
-    def _get(self, name: str) -> GistMemory:
+    def _get(self, name: str) -> GistMemory | SourceText:
         if self.store is None:
             raise GistNotFoundError("a message refers to a memory, but there is no store: give the store that made it.")
-        return self.store.get(name, self.engine)
+        return self.store.shown(name, self.engine)
 
 
 def _parts(content: Any) -> list[Any]:

@@ -28,7 +28,7 @@ from ultragist_rag.store.scope import current_scope
 if TYPE_CHECKING:
     from langchain_core.caches import BaseCache
 
-__all__ = ["AnsweringModel"]
+__all__ = ["AnsweringModel", "mark_of"]
 
 
 class AnsweringModel(ReadFields):
@@ -71,6 +71,7 @@ class AnsweringModel(ReadFields):
             "model_name": self._name,
             "model_kwargs": str(self.model_dump(include={"model_kwargs"})["model_kwargs"]),
             "namespace": self.store.namespace if self.store else None,
+            "sources": self.sources,
             **{name: getattr(self, name) for name in names},
             **self._key,
         }
@@ -126,8 +127,13 @@ class AnsweringModel(ReadFields):
         return all(marker in self.store and (scope is None or marker in scope) for marker in markers)
 
 
+def mark_of(n_from_text: int) -> dict[str, Any]:
+    """Say how many documents were read from their text instead of their memory; nothing if none were."""
+    return {"ultragist": {"read_from_text": n_from_text}} if n_from_text else {}
+
+
 def _digest(engine: UltraGist) -> str:
     """Name everything of an engine that answers depend on."""
     template, defaults = engine.tokenizer.chat_template, engine.model.generation_config.to_dict()
-    parts = (engine.fingerprint, engine.tokenizer_fingerprint, template, sorted(defaults.items()))
+    parts = (engine.fingerprint, engine.tokenizer_fingerprint, template, sorted(defaults.items()), engine.calibration)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -24,7 +24,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_ultragist.answering import AnsweringModel
+from langchain_ultragist.answering import AnsweringModel, mark_of
 from langchain_ultragist.messages import texts_of, to_chat, usage_of
 from langchain_ultragist.tool_text import PlainText, ToolText, choose, opening_of
 from ultragist_rag.errors import InputError
@@ -224,7 +224,9 @@ class ChatUltraGist(AnsweringModel, BaseChatModel):
             tool_calls=calls,
             invalid_tool_calls=broken,
             usage_metadata=usage_of(answer.n_prompt_tokens, answer.n_slots, len(answer.ids)),
-            response_metadata=self._metadata(answer.finish),
+            response_metadata=self._metadata(answer.finish)
+            | mark_of(answer.n_from_text)
+            | self._cited(pieces, answer.sources),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -242,7 +244,9 @@ class ChatUltraGist(AnsweringModel, BaseChatModel):
                 content=rest,
                 tool_call_chunks=[_call_chunk(call, number) for number, call in enumerate([*calls, *broken])],
                 usage_metadata=usage_of(stream.n_prompt_tokens, stream.n_slots, stream.n_tokens),
-                response_metadata=self._metadata(str(stream.finish)),
+                response_metadata=self._metadata(str(stream.finish))
+                | mark_of(stream.n_from_text)
+                | self._cited(pieces, stream.sources),
                 chunk_position="last",
             )
         yield ChatGenerationChunk(message=last)
@@ -259,9 +263,9 @@ class ChatUltraGist(AnsweringModel, BaseChatModel):
         bound = [convert_to_openai_tool(tool) for tool in kwargs.get("tools") or ()]
         tools, is_forced = choose(bound, kwargs.get("tool_choice")) if bound else ([], False)
         if not tools:
-            return [*reader.chat_pieces(to_chat(messages))], PlainText()
+            return reader.chat_pieces(to_chat(messages)), PlainText()
         self._check_tools(reader)
-        pieces: list[Any] = [*reader.chat_pieces(to_chat(messages), tools=tools)]
+        pieces = reader.chat_pieces(to_chat(messages), tools=tools)
         if not is_forced:
             return pieces, ToolText()
         tokenizer = reader.engine.tokenizer

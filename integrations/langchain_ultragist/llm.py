@@ -17,7 +17,7 @@ from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from langchain_ultragist.answering import AnsweringModel
+from langchain_ultragist.answering import AnsweringModel, mark_of
 from ultragist_rag.requests import in_thread, iterate
 
 __all__ = ["UltraGistLLM"]
@@ -136,21 +136,32 @@ class UltraGistLLM(AnsweringModel, BaseLLM):
         counts = [(answer.n_prompt_tokens, answer.n_slots, len(answer.ids)) for answer in answers]
         return LLMResult(
             generations=[
-                [Generation(text=answer.text, generation_info={"finish_reason": answer.finish})] for answer in answers
+                [
+                    Generation(
+                        text=answer.text,
+                        generation_info={"finish_reason": answer.finish}
+                        | mark_of(answer.n_from_text)
+                        | self._cited(pieces, answer.sources),
+                    )
+                ]
+                for pieces, answer in zip(batch, answers, strict=True)
             ],
-            llm_output={"token_usage": _usage(*map(sum, zip(*counts, strict=True))), "model_name": self._name},
+            llm_output={"token_usage": _usage(*map(sum, zip(*counts, strict=True))), "model_name": self._name}
+            | mark_of(sum(answer.n_from_text for answer in answers)),
         )
 
     def _chunks(
         self, prompt: str, stop: list[str] | None, kwargs: dict[str, Any], cancelled: Callable[[], bool] | None = None
     ) -> Iterator[GenerationChunk]:
         reader = self._reader()
-        with reader.stream(reader.pieces(prompt), cancelled=cancelled, **self._decoding(stop, kwargs)) as stream:
+        pieces = reader.pieces(prompt)
+        with reader.stream(pieces, cancelled=cancelled, **self._decoding(stop, kwargs)) as stream:
             for text in stream:
                 yield GenerationChunk(text=text)
             usage = _usage(stream.n_prompt_tokens, stream.n_slots, stream.n_tokens)
             info = {"finish_reason": stream.finish, "token_usage": usage, "model_name": self._name}
-            yield GenerationChunk(text="", generation_info=info)
+            cited = self._cited(pieces, stream.sources)
+            yield GenerationChunk(text="", generation_info=info | mark_of(stream.n_from_text) | cited)
 
 
 def _settings(kwargs: dict[str, Any]) -> dict[str, Any]:

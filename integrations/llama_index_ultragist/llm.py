@@ -41,7 +41,8 @@ class UltraGistLLM(ReadFields, CustomLLM):
     Markers are resolved through `store`, and so within its namespace only; each memory is read once, however often its
     marker stands in a prompt. `complete` reads its prompt as it is; `chat`, which LlamaIndex's engines use where the
     tokenizer has a chat template, writes messages with that template. `raw` of a response holds the counts of tokens
-    and slots, the reason why the answer ended and the name of the model.
+    and slots, the reason why the answer ended and the name of the model; and under `ultragist`, if there are any, how
+    many documents were read from their text since the calibration of the model says so.
     """
 
     context_window: int | None = None
@@ -192,17 +193,19 @@ class UltraGistLLM(ReadFields, CustomLLM):
         self, pieces: list[Any], kwargs: dict[str, Any], cancelled: _Cancelled = None
     ) -> CompletionResponse:
         (answer,) = self._reader().answer([pieces], cancelled=cancelled, **self._decoding(None, kwargs))
-        return CompletionResponse(text=answer.text, raw=self._raw(answer, len(answer.ids)))
+        cited = self._cited(pieces, answer.sources)
+        return CompletionResponse(text=answer.text, raw=self._raw(answer, len(answer.ids)), additional_kwargs=cited)
 
     def _completions(
         self, make_pieces: Callable[[], list[Any]], kwargs: dict[str, Any], cancelled: _Cancelled = None
     ) -> CompletionResponseGen:
-        text = ""
-        with self._reader().stream(make_pieces(), cancelled=cancelled, **self._decoding(None, kwargs)) as stream:
+        text, pieces = "", make_pieces()
+        with self._reader().stream(pieces, cancelled=cancelled, **self._decoding(None, kwargs)) as stream:
             for delta in stream:
                 text += delta
                 yield CompletionResponse(text=text, delta=delta)
-            yield CompletionResponse(text=text, delta="", raw=self._raw(stream, stream.n_tokens))
+            raw, cited = self._raw(stream, stream.n_tokens), self._cited(pieces, stream.sources)
+            yield CompletionResponse(text=text, delta="", raw=raw, additional_kwargs=cited)
 
     def _raw(self, answer: Any, n_tokens: int) -> dict[str, Any]:
         n_prompt = answer.n_slots + answer.n_prompt_tokens
@@ -212,12 +215,14 @@ class UltraGistLLM(ReadFields, CustomLLM):
             "total_tokens": n_prompt + n_tokens,
             "prompt_tokens_details": {"cached_tokens": answer.n_slots},
         }
-        return {"model": self._name, "finish_reason": answer.finish, "usage": usage}
+        mark = {"ultragist": {"read_from_text": answer.n_from_text}} if answer.n_from_text else {}
+        return {"model": self._name, "finish_reason": answer.finish, "usage": usage, **mark}
 
 
 def _chat(response: CompletionResponse) -> ChatResponse:
     message = ChatMessage(role=MessageRole.ASSISTANT, content=response.text)
-    return ChatResponse(message=message, delta=response.delta, raw=response.raw)
+    kwargs = response.additional_kwargs
+    return ChatResponse(message=message, delta=response.delta, raw=response.raw, additional_kwargs=kwargs)
 
 
 def _chats(responses: Iterator[CompletionResponse]) -> ChatResponseGen:

@@ -11,8 +11,8 @@ from ultragist_rag.chunking import split_document
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.answering import predict
 from ultragist_rag.evaluation.heldout import corpus_cases
-from ultragist_rag.evaluation.metrics import bootstrap, exact_match, mean, normalise, retention
-from ultragist_rag.evaluation.report import measure, spread, table
+from ultragist_rag.evaluation.metrics import bootstrap, exact_match, mean, normalise, retention, spread
+from ultragist_rag.evaluation.report import measure, table
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CORPUS, QUESTIONS = EXAMPLES / "corpus", EXAMPLES / "corpus_questions.jsonl"

@@ -27,6 +27,7 @@ def programs(name: str) -> str:
         ("docs/store.md", ""),
         ("docs/operations.md", ""),
         ("docs/verbatim.md", ""),
+        ("docs/calibration.md", "composed"),
     ],
 )
 def test_program_runs_and_answers(

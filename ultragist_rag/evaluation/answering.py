@@ -35,15 +35,19 @@ def predict(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
     Returns:
         One answer per case, without surrounding blanks.
     """
-    lay_out = _LAYOUTS[method]
     answers: list[str] = []
     name = method if ratio is None else f"{method} x{ratio}"
     with tqdm(total=len(cases), desc=name, unit="question") as bar:
         for start in range(0, len(cases), batch):
             part = cases[start : start + batch]
-            answers += read(engine, lay_out(engine, part, ratio))
+            answers += read(engine, lay_out(engine, part, method, ratio))
             bar.update(len(part))
     return answers
+
+
+def lay_out(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None) -> list[Pieces]:
+    """Prompts of a method, one for each case; methods and ratios are those of `predict`."""
+    return _LAYOUTS[method](engine, cases, ratio)
 
 
 def read(engine: UltraGist, prompts: Sequence[Pieces]) -> list[str]:

@@ -25,12 +25,21 @@ _OTHERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question with its answers and its documents, shuffled; `heldout` marks wordings never trained on."""
+    """One question with its answers and its documents, shuffled.
+
+    Attributes:
+        question: The question.
+        answers: Right answers.
+        documents: What the model may read.
+        heldout: Whether training never saw the wording.
+        gold: Place of the document that the answer is from.
+    """
 
     question: str
     answers: tuple[str, ...]
     documents: tuple[str, ...]
     heldout: bool
+    gold: int
 
 
 def corpus_cases(corpus: Path, questions: Path, seed: int = 0) -> list[Case]:
@@ -113,4 +122,4 @@ def _case(  # noqa: PLR0913 - one row of a table
     ]
     documents = [gold, *rng.sample(same, min(1, len(same))), *others]
     rng.shuffle(documents)
-    return Case(question, answers, tuple(documents), heldout)
+    return Case(question, answers, tuple(documents), heldout, documents.index(gold))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
+T = TypeVar("T")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -67,3 +69,9 @@ def retention(scores: Scores, full: Scores) -> float:
     """Share of the full text's score that is kept; NaN if the full text answers nothing."""
     total = full.sum()
     return float(scores.sum() / total) if total else float("nan")
+
+
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most `limit` items at even distances."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

@@ -21,7 +21,7 @@ from rich.table import Table
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.evaluation.answering import predict
 from ultragist_rag.evaluation.heldout import Case, corpus_cases, factbook_cases
-from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mean, retention
+from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mean, retention, spread
 
 RATIOS = (2, 4, 8, 16, 32)
 
@@ -111,12 +111,6 @@ def case_sets(data: Path | None, corpus: tuple[Path, Path], limit: int | None = 
     if data is not None:
         sets["factbook"] = factbook_cases(data)
     return {name: spread(cases, limit) for name, cases in sets.items()}
-
-
-def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
-    """At most `limit` cases at even distances."""
-    count = len(cases) if limit is None else min(limit, len(cases))
-    return [cases[index * len(cases) // count] for index in range(count)]
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:

@@ -9,8 +9,7 @@ Holds     a prompt in a batch gets the answer that it gets alone, and memories a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,14 +17,16 @@ import torch
 from torch import Tensor
 
 from ultragist_rag.errors import InputError
+from ultragist_rag.memory.attribution import SourceKind, check_sources, with_sources
 from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processors, row_seeds
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
 from ultragist_rag.memory.prompt import count_prompt, prompt_forward
 from ultragist_rag.memory.text import Detokenizer, TextCodec
+from ultragist_rag.modeling.modes import in_eval_mode
 
-__all__ = ["Answer", "answer", "askable", "decode", "generate"]
+__all__ = ["Answer", "answer", "ask", "askable", "cut_answer", "decode", "generate"]
 
 _MAX_ROWS = 32
 """Answers that are decoded side by side."""
@@ -41,6 +42,9 @@ class Answer:
         finish: Why it ended: `end` (end token), `stop` (stop text), `length` or `cancelled`.
         n_slots: Memory slots of the prompt.
         n_prompt_tokens: Tokens of the prompt.
+        n_from_text: Documents of the prompt that were read from their text instead of their memory.
+        sources: How much the answer was read from each memory of the prompt, in prompt order; None unless asked for, or
+            if it was cancelled.
     """
 
     text: str
@@ -48,6 +52,8 @@ class Answer:
     finish: Literal["end", "stop", "length", "cancelled"]
     n_slots: int
     n_prompt_tokens: int
+    n_from_text: int = 0
+    sources: tuple[float, ...] | None = None
 
 
 def generate(
@@ -76,13 +82,46 @@ def generate(
     batch, is_single = as_batch(pieces)
     answers = answer(engine, batch, Decoding.of(settings), progressive=progressive)
     as_ids = return_ids or engine.tokenizer is None
-    given: list[Any] = [[one.ids[None] if as_ids else one.text for one in several] for several in answers]
-    given = [several[0] if settings.get("num_return_sequences", 1) == 1 else several for several in given]
+    return _as_asked([[one.ids[None] if as_ids else one.text for one in several] for several in answers], is_single)
+
+
+def ask(
+    engine: Engine, pieces: Any, *, progressive: bool = False, sources: SourceKind | None = None, **settings: Any
+) -> Any:
+    """Answer prompts as `generate` does, with what is worth knowing about each answer.
+
+    Args:
+        engine: The engine.
+        pieces: One prompt: text, ids of shape (1, tokens) and memories in any order, in a list. Or a list of prompts.
+        progressive: Go on compressing while reading and decoding.
+        sources: `attention` or `leave-one-out`: score what each memory gave to the answer; see `memory.attribution`.
+        settings: Of `Decoding`.
+
+    Returns:
+        For one prompt its `Answer`; a list of them if num_return_sequences > 1. For a list of prompts a list of these.
+
+    Raises:
+        InputError: If a piece or a setting does not fit, or a prompt does not end in text.
+        MemoryMismatchError: If a memory was made otherwise than this engine does.
+        ContextOverflowError: If slots, tokens and new tokens of a prompt exceed the positions of the model.
+    """
+    batch, is_single = as_batch(pieces)
+    answers = answer(engine, batch, Decoding.of(settings), progressive=progressive, sources=sources)
+    return _as_asked(answers, is_single)
+
+
+def _as_asked(answers: Sequence[Sequence[Any]], is_single: bool) -> Any:
+    given = [several[0] if len(several) == 1 else several for several in answers]
     return given[0] if is_single else given
 
 
 def answer(
-    engine: Engine, batch: Sequence[Sequence[Any]], decoding: Decoding, *, progressive: bool = False
+    engine: Engine,
+    batch: Sequence[Sequence[Any]],
+    decoding: Decoding,
+    *,
+    progressive: bool = False,
+    sources: SourceKind | None = None,
 ) -> list[list[Answer]]:
     """Answer prompts, with what is worth knowing about each answer.
 
@@ -91,18 +130,21 @@ def answer(
         batch: Prompts of texts, ids and memories.
         decoding: How to decode.
         progressive: Go on compressing while reading and decoding.
+        sources: How to find out which memories an answer was read from; None for not at all.
 
     Returns:
         For each prompt `num_return_sequences` answers.
     """
+    check_sources(sources, progressive=progressive)
     prompts = askable(engine, batch, decoding, progressive=progressive)
     decoder = decode_progressively if progressive else decode
     groups = _groups(prompts, decoding, engine.attachment.n_positions)
     rows = iter([row for group in groups for row in decoder(engine, group, decoding)])
-    return [
-        [_answer(engine, prompt, next(rows), decoding) for _ in range(decoding.num_return_sequences)]
+    answers = [
+        [cut_answer(engine, prompt, next(rows), decoding) for _ in range(decoding.num_return_sequences)]
         for prompt in prompts
     ]
+    return answers if sources is None else with_sources(engine, prompts, answers, sources)
 
 
 def askable(
@@ -164,7 +206,7 @@ def decode(
         New token ids, shape (tokens,), of every answer; they may go on behind an end token.
     """
     model = engine.attachment.model
-    with engine.attachment.lock, _in_eval_mode(model):
+    with engine.attachment.lock, in_eval_mode(model):
         if decoding.cancelled is not None and decoding.cancelled():  # while waiting for the lock
             return [torch.empty(0, dtype=torch.long)] * (len(prompts) * decoding.num_return_sequences)
         heads, tokens = zip(*map(_split_last, prompts), strict=True)
@@ -220,19 +262,18 @@ def _generate_settings(model: Any, decoding: Decoding, ends: list[int]) -> dict[
     }
 
 
-@contextmanager
-def _in_eval_mode(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def cut_answer(engine: Engine, prompt: Sequence[Tensor | GistMemory], ids: Tensor, decoding: Decoding) -> Answer:
+    """Make an answer of what was decoded: nothing behind an end token, nothing from a stop text on.
 
+    Args:
+        engine: The engine.
+        prompt: The prompt of ids and memories.
+        ids: New token ids, shape (tokens,).
+        decoding: How they were decoded.
 
-def _answer(engine: Engine, prompt: Sequence[Tensor | GistMemory], ids: Tensor, decoding: Decoding) -> Answer:
+    Returns:
+        The answer, without sources.
+    """
     slots, tokens = count_prompt(prompt)
     ends = torch.isin(
         ids, torch.tensor(end_tokens(engine.attachment.model, engine.tokenizer, decoding), dtype=ids.dtype)

@@ -10,9 +10,11 @@ Holds     one memory per text, in order, whatever the batches are.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,12 +25,15 @@ from ultragist_rag.memory.documents import ids_of_tensor, ids_of_text
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.verbatim import Passage, VerbatimPolicy, choose, policy_name
 from ultragist_rag.modeling.attach import Attachment
+from ultragist_rag.modeling.calibration import doubt
 from ultragist_rag.types import RaggedIds
 
 __all__ = ["CompressSettings", "check_memory", "compress_texts", "verbatim_tokens"]
 
 _MAX_DOCUMENTS, _MAX_TOKENS = 32, 16_384
 """Documents that are compressed side by side, and the tokens of their windows together."""
+
+_warned: WeakSet[Any] = WeakSet()
 
 
 class CompressSettings(TypedDict, total=False):
@@ -80,11 +85,21 @@ def compress_texts(  # noqa: PLR0913 - the settings of `UltraGist.compress`
     if ratio is None:
         ratio = engine.config.ratio if slots is None else min(one for one in engine.config.choices if one)
     plans = ratio_plans(ratio, len(rows))
+    if rows and not joint:
+        _warn_composed(engine, max(map(max, plans)))
     lead = None if joint else engine.lead_token
     settings = {"lead_token": lead, "joint": joint, "tail": tail, "slots": slots, "fingerprint": engine.fingerprint}
     settings |= {"memories": memory and [memory], "verbatim": _verbatim(engine, verbatim, rows, memory, lead)}
     made = _compress_batches(engine.attachment, rows, plans, **settings)
     return [replace(one, tokenizer_fingerprint=engine.tokenizer_fingerprint) for one in made]
+
+
+def _warn_composed(engine: Any, ratio: int) -> None:
+    """Say once for each engine if independent memories at this ratio are not to be relied on."""
+    reason = None if engine in _warned else doubt(engine.calibration, ratio, engine.trained_composed)
+    if reason is not None:
+        _warned.add(engine)
+        warnings.warn(reason, stacklevel=4)
 
 
 def verbatim_tokens(engine: Any, texts: Sequence[str | Tensor], policy: VerbatimPolicy | None) -> list[int]:

@@ -87,7 +87,7 @@ class Progress:
         return cls(**{**values, **lists})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class GistMemory:
     """The memory of one sequence: pre-RoPE keys and values of every layer, and what they stand for.
 

@@ -17,19 +17,28 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ultragist_rag.errors import InputError, UltraGistError
+from ultragist_rag.memory.attribution import SourceKind, check_sources, with_sources
 from ultragist_rag.memory.decoding import Decoding, end_tokens
-from ultragist_rag.memory.generate import askable, decode
+from ultragist_rag.memory.generate import askable, cut_answer, decode
+from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch
 from ultragist_rag.memory.progressive import decode_progressively
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 
-__all__ = ["StopCutter", "TextStream", "stream"]
+__all__ = ["StopCutter", "TextStream", "decode_into", "stream"]
 
 
 def stream(
-    engine: Engine, pieces: Any, *, progressive: bool = False, return_ids: bool = False, **settings: Any
+    engine: Engine,
+    pieces: Any,
+    *,
+    progressive: bool = False,
+    return_ids: bool = False,
+    sources: SourceKind | None = None,
+    **settings: Any,
 ) -> TextStream:
     """Answer one prompt piece by piece. Nothing is decoded before the first piece is asked for.
 
@@ -38,6 +47,7 @@ def stream(
         pieces: One prompt: text, ids of shape (1, tokens) and memories in any order, in a list.
         progressive: Go on compressing while reading and decoding.
         return_ids: Give token ids, one at a time, instead of text; always so without a tokenizer.
+        sources: How to find out, when decoding has ended, which memories the answer was read from.
         settings: Of `Decoding`; no beams and one answer only.
 
     Returns:
@@ -48,6 +58,7 @@ def stream(
         MemoryMismatchError: If a memory was made otherwise than this engine does.
         ContextOverflowError: If slots, tokens and new tokens of the prompt exceed the positions of the model.
     """
+    check_sources(sources, progressive=progressive)
     batch, is_single = as_batch(pieces)
     decoding = Decoding.of(settings)
     if not is_single or decoding.num_beams > 1 or decoding.num_return_sequences > 1:
@@ -57,14 +68,36 @@ def stream(
     prompts = askable(engine, batch, decoding, progressive=progressive)
     if decoding.stop and (return_ids or engine.tokenizer is None):
         raise InputError("stop texts cut text, but this stream gives token ids: use eos_token_id, or ask for text.")
-    decoder = decode_progressively if progressive else decode
 
     def work(feed: _Feed) -> None:
-        decoder(engine, prompts, replace(decoding, cancelled=feed.cancelled_or(decoding.cancelled)), feed)
+        settled = replace(decoding, cancelled=feed.cancelled_or(decoding.cancelled))
+        if progressive:
+            decode_progressively(engine, prompts, settled, feed)
+        else:
+            decode_into(feed, engine, prompts[0], settled, sources)
 
     ends = end_tokens(engine.attachment.model, engine.tokenizer, decoding)
     codec = None if return_ids or engine.tokenizer is None else TextCodec.of(engine.tokenizer)
     return TextStream(work, ends, codec, decoding.stop)
+
+
+def decode_into(
+    feed: _Feed, engine: Engine, prompt: Sequence[Tensor | GistMemory], decoding: Decoding, sources: SourceKind | None
+) -> None:
+    """Decode an answer for a stream, token by token, and find out what it was read from if asked to.
+
+    Args:
+        feed: Of the stream.
+        engine: The engine.
+        prompt: The prompt of ids and memories.
+        decoding: How to decode.
+        sources: How to find it out; None for not at all.
+    """
+    feed.looks_for_sources = sources is not None
+    (ids,) = decode(engine, [prompt], decoding, feed)
+    if sources is not None:
+        answer = cut_answer(engine, prompt, ids, decoding)
+        feed.sources = with_sources(engine, [prompt], [[answer]], sources)[0][0].sources
 
 
 class StopCutter:
@@ -114,6 +147,8 @@ class _Feed:
         self.closed = threading.Event()
         self.reader: threading.Thread | None = None
         self.is_lost = False  # decoding ended because the reading thread did
+        self.looks_for_sources = False
+        self.sources: tuple[float, ...] | None = None
         self._skips_prompt = True
 
     def put(self, tokens: torch.Tensor) -> None:
@@ -162,6 +197,22 @@ class TextStream(Iterator[Any]):
             if piece != "":
                 return piece
         raise StopIteration
+
+    @property
+    def sources(self) -> tuple[float, ...] | None:
+        """What `Answer.sources` is, once the stream has ended; it may be waited for. None before, or if not asked for.
+
+        Raises:
+            BaseException: If it could not be found out.
+        """
+        if not self._ended or self._thread is None or not self._feed.looks_for_sources:
+            return None
+        self._thread.join()
+        while not self._feed.items.empty():  # of a stream that a stop text ended
+            item = self._feed.items.get()
+            if isinstance(item, BaseException):
+                raise item
+        return self._feed.sources
 
     def close(self) -> None:
         """End decoding within one token; the stream is over."""

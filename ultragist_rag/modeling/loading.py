@@ -1,6 +1,7 @@
 """Load a model with its gist weights, whatever format it is in.
 
-Is        `load(name)`: find out the format, load the base through transformers, attach, fill in gist weights.
+Is        `load(name)`: find out the format, load the base through transformers, attach, fill in gist weights;
+          `load_calibration(name)`: what was measured of them.
 Flow      config -> modeling -> [loading] -> engine.
 Change    how a format is recognised.
 Not here  names and files of the formats -> checkpoint.py.
@@ -15,15 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import CheckpointError, ConfigError
 from ultragist_rag.modeling import checkpoint
 from ultragist_rag.modeling.attach import Attachment, attach
+from ultragist_rag.modeling.calibration import CALIBRATION_FILE, Calibration
 from ultragist_rag.modeling.fingerprint import base_fingerprint
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "load_calibration"]
 
 _HUB_KEYS = ("revision", "token", "local_files_only", "cache_dir", "subfolder")
 
@@ -84,6 +86,33 @@ def load(name: str, config: GistConfig | None, options: dict[str, Any]) -> Loade
         )
     _warn_untrained(name, missing)
     return Loaded(attachment, _load_tokenizer(name, hub), family, found is None, (name, options.get("revision")))
+
+
+def load_calibration(
+    name: str, given: str | Path | Calibration | Literal[False] | None, options: dict[str, Any]
+) -> Calibration | None:
+    """Read the calibration that lies beside the weights of a model.
+
+    Args:
+        name: Folder or hub id.
+        given: A file or calibration to take instead; False for none.
+        options: As for `load`.
+
+    Returns:
+        The calibration; None if there is none.
+
+    Raises:
+        CheckpointError: If its file is damaged, or the given one is missing.
+    """
+    if given is False or isinstance(given, Calibration):
+        return given or None
+    path = None if given is None else Path(given)
+    if path is None:
+        try:
+            path = _find(name, CALIBRATION_FILE, {key: options[key] for key in _HUB_KEYS if key in options})
+        except CheckpointError:  # a hub that cannot be asked; whether the model itself is at hand, `load` says
+            return None
+    return None if path is None else Calibration.read(path)
 
 
 def _load_ours(

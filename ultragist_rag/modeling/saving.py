@@ -17,6 +17,7 @@ from typing import Any
 
 from ultragist_rag.errors import CheckpointError
 from ultragist_rag.modeling.attach import PREFIX, Attachment
+from ultragist_rag.modeling.calibration import CALIBRATION_FILE, Calibration
 from ultragist_rag.modeling.checkpoint import ADAPTER_FILE, CONFIG_FILE, FAMILIES, FORMAT_VERSION
 from ultragist_rag.modeling.fingerprint import base_fingerprint
 
@@ -30,6 +31,7 @@ def save(
     *,
     source: tuple[str, str | None] | None,
     notes: dict[str, Any],
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a folder.
 
@@ -39,6 +41,7 @@ def save(
         path: The folder.
         source: Name and revision of the base to write an adapter only; None to write everything.
         notes: Further entries of `ultragist_config.json`.
+        calibration: What was measured of these weights; written beside them.
 
     Raises:
         CheckpointError: If the folder holds files that are not a saved model of ours.
@@ -52,6 +55,8 @@ def save(
         new.mkdir()
         with attachment.lock:
             _write(attachment, tokenizer, new, source, notes)
+        if calibration is not None:
+            calibration.write(new / CALIBRATION_FILE)
         if path.exists():
             path.rename(work / "old")
         new.rename(path)

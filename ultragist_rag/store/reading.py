@@ -12,10 +12,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NoReturn
+from weakref import WeakKeyDictionary
 
 from ultragist_rag.errors import GistNotFoundError, InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import refs
+from ultragist_rag.store.fallback import SourceText
 from ultragist_rag.store.recipes import Compressor
 from ultragist_rag.store.resolving import cut, is_here, load, put_in_place, refuse
 from ultragist_rag.store.shelf import Shelf
@@ -31,6 +33,7 @@ class StoreReader:
         self._shelf = shelf
         self._n_hits = self._n_misses = 0
         self._lock = threading.Lock()
+        self._ids: WeakKeyDictionary[GistMemory, str] = WeakKeyDictionary()  # of memories that were read
 
     @property
     def namespace(self) -> str:
@@ -54,7 +57,14 @@ class StoreReader:
             CorruptGistError: If its file is damaged.
         """
         name = self._parse(marker)
-        return self._load([name], engine)[name]
+        memory = self._load([name], engine)[name]
+        assert isinstance(memory, GistMemory)
+        return memory
+
+    def shown(self, marker: str, engine: Compressor | None) -> GistMemory | SourceText:
+        """Read what a prompt shows of a document: its memory, or its text if a calibration says so; as `get`."""
+        name = self._parse(marker)
+        return self._load([name], engine, as_shown=True)[name]
 
     def source(self, marker: str) -> SourceRecord:
         """Read the source record of a memory: text, recipe, metadata.
@@ -76,6 +86,11 @@ class StoreReader:
         """Return the source record of a memory as `source` does; None, and no warning in the log, if there is none."""
         name = refs.parse(marker)
         return None if name is None else self._shelf.source(name)
+
+    def id_of(self, memory: GistMemory) -> str | None:
+        """Return the id under which this store read a memory; None if the memory is not from this store."""
+        with self._lock:
+            return self._ids.get(memory)
 
     def resolve(
         self,
@@ -99,12 +114,13 @@ class StoreReader:
         """Cut the texts of one prompt at their markers and put the memories in their places.
 
         Markers that line wrapping broke are mended first. A memory stands once, at its first place. Inside a
-        `marker_scope` only its markers are read, and all others stay text.
+        `marker_scope` only its markers are read, and all others stay text. Where the calibration of the engine says
+        that a memory does not stand for its text, this text is put there instead, as a piece of its own.
 
         Args:
             engine: As for `get`; with one, memories that were evicted are made again, many at once.
             texts: The prompt, or its messages. What in it is not to be trusted must have gone through `neutralise`.
-            max_slots: Slots that all its memories may take together; None for any number.
+            max_slots: Slots that all its memories, or tokens that their texts, may take together; None for any number.
             unknown: What becomes of markers that are not of this namespace: an error, or text that is no marker.
 
         Returns:
@@ -121,7 +137,7 @@ class StoreReader:
             raise InputError(f"unknown is {unknown!r}, but must be 'error' or 'text'.")
         parts = cut(texts, None if unknown == "error" else lambda name: is_here(self._shelf, name, engine))
         names = {part.name: None for row in parts for part in row if isinstance(part, refs.Ref)}
-        return put_in_place(parts, self._load(names, engine, max_slots))
+        return put_in_place(parts, self._load(names, engine, max_slots, as_shown=True))
 
     def expand_markers(self, text: str) -> str:
         """Put the original texts in the places of their markers, for readers that cannot use memories.
@@ -163,15 +179,22 @@ class StoreReader:
         return refs.parse(marker) or self._refuse("something that is no marker")
 
     def _load(
-        self, names: Iterable[str], engine: Compressor | None, max_slots: int | None = None
-    ) -> dict[str, GistMemory]:
+        self,
+        names: Iterable[str],
+        engine: Compressor | None,
+        max_slots: int | None = None,
+        *,
+        as_shown: bool = False,
+    ) -> dict[str, GistMemory | SourceText]:
         try:
-            memories, n_made = load(self._shelf, names, engine, max_slots)
+            found, n_made = load(self._shelf, names, engine, max_slots, as_shown=as_shown)
         except GistNotFoundError:
             self._count(misses=1)
             raise
-        self._count(hits=len(memories) - n_made, misses=n_made)
-        return memories
+        with self._lock:
+            self._ids.update((one, name) for name, one in found.items() if isinstance(one, GistMemory))
+        self._count(hits=len(found) - n_made, misses=n_made)
+        return found
 
     def _refuse(self, name: str) -> NoReturn:
         self._count(misses=1)

@@ -1,7 +1,7 @@
 """From texts with markers to texts and memories.
 
 Is        cutting the texts of a prompt at their markers, loading what is behind them, putting it in its place.
-Flow      refs, scope, shelf, recipes -> [resolving] -> store.
+Flow      refs, scope, shelf, recipes, fallback -> [resolving] -> store.
 Change    which markers of a prompt are read, how many slots they may take.
 Not here  what a marker looks like -> refs.py; which ones a request may read -> scope.py.
 Holds     each memory stands once, at its first place; no marker, whole or broken, is left in a text.
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ultragist_rag.errors import ContextOverflowError, GistNotFoundError, InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import refs
+from ultragist_rag.store.fallback import SourceText, count_texts, text_instead, warn_of_memory
 from ultragist_rag.store.quantise import as_stored
 from ultragist_rag.store.recipes import BATCH, Compressor, can_repeat, expected_by, repeat
 from ultragist_rag.store.scope import current_scope
@@ -25,6 +26,7 @@ from ultragist_rag.store.source import SourceRecord
 __all__ = ["check_lists", "cut", "is_here", "load", "put_in_place", "refuse"]
 
 _log = logging.getLogger(__name__)
+_Found = TypeVar("_Found", GistMemory, SourceText)
 
 
 def check_lists(texts: Sequence[str], **lists: Sequence[Any] | None) -> None:
@@ -86,9 +88,11 @@ def _cut_one(text: str, is_allowed: Callable[[str], bool]) -> list[str | refs.Re
 
 
 def put_in_place(
-    parts: Iterable[Sequence[str | refs.Ref]], memories: Mapping[str, GistMemory]
+    parts: Iterable[Sequence[str | refs.Ref]], memories: Mapping[str, GistMemory | SourceText]
 ) -> list[list[str | GistMemory]]:
     """Put each memory at the first place of its marker; later ones vanish, and texts that meet are joined.
+
+    A text that stands in the place of a memory is a piece of its own.
 
     Args:
         parts: What `cut` returned.
@@ -103,8 +107,9 @@ def put_in_place(
         pieces: list[str | GistMemory] = []
         for part in row:
             piece = part if isinstance(part, str) else left.pop(part.name, None)
-            if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
-                pieces[-1] += piece
+            last = pieces[-1] if pieces else None
+            if isinstance(piece, str) and isinstance(last, str) and not count_texts((piece, last)):
+                pieces[-1] = last + piece
             elif piece is not None:
                 pieces.append(piece)
         placed.append(pieces)
@@ -117,23 +122,30 @@ class _Budget:
     def __init__(self, n_memories: int, max_slots: int | None) -> None:
         self.n_memories = n_memories
         self.max_slots = max_slots
-        self._n_slots = self._n_counted = 0
+        self._n_slots = self._n_counted = self._n_texts = 0
 
-    def add(self, memory: GistMemory) -> GistMemory:
-        self._n_slots += memory.slots
+    def add(self, found: _Found) -> _Found:
+        self._n_slots += found.slots
         self._n_counted += 1
+        self._n_texts += count_texts([found])
         if self.max_slots is not None and self._n_slots > self.max_slots:
+            texts = f" ({self._n_texts} read from their text, as the calibration demands)" if self._n_texts else ""
             raise ContextOverflowError(
-                f"{self._n_counted} of the {self.n_memories} memories of this prompt take {self._n_slots} slots, but "
-                f"max_slots is {self.max_slots}. Ask about fewer documents, compress them at a higher ratio, or raise "
-                "max_slots."
+                f"{self._n_counted} of the {self.n_memories} memories of this prompt{texts} take {self._n_slots} "
+                f"slots, but max_slots is {self.max_slots}. Ask about fewer documents, compress them at "
+                f"{'a lower' if self._n_texts else 'a higher'} ratio, or raise max_slots."
             )
-        return memory
+        return found
 
 
 def load(
-    shelf: Shelf, names: Iterable[str], engine: Compressor | None, max_slots: int | None = None
-) -> tuple[dict[str, GistMemory], int]:
+    shelf: Shelf,
+    names: Iterable[str],
+    engine: Compressor | None,
+    max_slots: int | None = None,
+    *,
+    as_shown: bool = False,
+) -> tuple[dict[str, GistMemory | SourceText], int]:
     """Read memories; make those again that are gone, given an engine to do it and a source record for each.
 
     Args:
@@ -141,9 +153,10 @@ def load(
         names: Different ids.
         engine: Checks them and makes them again; None for neither.
         max_slots: Slots that all may take together; reading stops at the first that is too much.
+        as_shown: Whether to read the text of a document where the calibration of the engine prefers it.
 
     Returns:
-        Memories by id, and how many of them were made again.
+        Memories, or texts in their places, by id, and how many memories were made again.
 
     Raises:
         GistNotFoundError: If one is neither here nor can be made again.
@@ -154,12 +167,18 @@ def load(
     wanted = list(names)
     budget = _Budget(len(wanted), max_slots)
     device = getattr(getattr(engine, "model", None), "device", None)
-    memories: dict[str, GistMemory] = {}
+    found: dict[str, GistMemory | SourceText] = {}
     missing: list[SourceRecord] = []
     for name in wanted:
+        text = text_instead(shelf, name, engine) if as_shown else None
+        if text is not None:
+            found[name] = budget.add(text)
+            continue
         memory = shelf.memory(name, expected_by(engine, name), device)
         if memory is not None:
-            memories[name] = budget.add(memory)
+            if as_shown:
+                warn_of_memory(memory, engine)
+            found[name] = budget.add(memory)
             continue
         missing.append(_record(shelf, name, engine) or refuse(shelf, name))
     if engine is not None and missing:
@@ -168,8 +187,8 @@ def load(
             batch = missing[start : start + BATCH]
             for record, memory in zip(batch, repeat(engine, batch), strict=True):
                 shelf.save(memory, record, keep_source=True)
-                memories[record.name] = budget.add(as_stored(memory, record.recipe.quantise))
-    return memories, len(missing)
+                found[record.name] = budget.add(as_stored(memory, record.recipe.quantise))
+    return found, len(missing)
 
 
 def is_here(shelf: Shelf, name: str, engine: Compressor | None) -> bool:
