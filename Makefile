@@ -6,9 +6,12 @@ OPTIONAL ?= bitsandbytes
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/.installed
+PEERS ?= .venv-peers
+PEERS_CONSTRAINTS := ultragist_rag/evaluation/peers/constraints.txt
+PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint $(PEERS_CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test slow check lint format clean
+.PHONY: demo test slow check lint format peers clean
 
 demo: $(STAMP)
 	$(BIN)/ultragist-rag demo
@@ -38,6 +41,15 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PIP) $$(grep '^torch==' $(CONSTRAINTS))
 	$(PIP) --editable '.[all,dev]'
 	@test -z '$(OPTIONAL)' || $(PIP) $(OPTIONAL) || echo 'Not installed: $(OPTIONAL). Its tests are skipped.'
+	@touch $@
+
+# Other compressors, which need older libraries than ours, in an environment of their own.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: $(PEERS_CONSTRAINTS)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS_PIP) $$(grep '^torch==' $(PEERS_CONSTRAINTS))
+	$(PEERS_PIP) kvpress llmlingua
 	@touch $@
 
 clean:

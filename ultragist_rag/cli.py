@@ -14,7 +14,16 @@ from typing import Annotated
 
 import typer
 
-from ultragist_rag import __version__, cli_chat, cli_recall, cli_sizing, cli_store
+from ultragist_rag import (
+    __version__,
+    cli_attribution,
+    cli_calibrate,
+    cli_chat,
+    cli_eval,
+    cli_recall,
+    cli_sizing,
+    cli_store,
+)
 from ultragist_rag.cli_errors import one_line_errors
 from ultragist_rag.errors import InputError
 
@@ -30,6 +39,10 @@ app.add_typer(cli_store.app, name="store")
 app.command()(cli_chat.chat)
 app.command()(cli_sizing.sizing)
 app.command()(cli_recall.recall)
+app.command()(cli_attribution.attribution)
+app.command()(cli_calibrate.calibrate)
+app.command("eval")(cli_eval.eval_command)
+app.command()(cli_eval.results)
 
 HOME = Path(".ultragist")
 DEMO_FOLDER = Path("examples/corpus")
