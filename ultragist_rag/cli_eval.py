@@ -72,11 +72,12 @@ def eval_command(  # noqa: PLR0913 - one parameter per option
         data=_places(data or []),
     )
     run_eval(load_engine(model), settings, output, model=model)
+    from ultragist_rag.evaluation.failures.section import failures_section
     from ultragist_rag.evaluation.summary import cells, read_run
     from ultragist_rag.evaluation.tables import run_table
     from ultragist_rag.evaluation.write import write_report
 
-    page = write_report(output)
+    page = write_report(output, more=[failures_section])
     run = read_run(output)
     if as_json:
         print_json([cell.to_dict() for cell in cells(run)])
@@ -91,10 +92,11 @@ def results(
     output: Annotated[Path, typer.Option("--output", help="The page; pictures lie beside it.")] = Path("results.md"),
 ) -> None:
     """Make one page of several runs: what is kept, beside the published; other methods; failure patterns; limits."""
+    from ultragist_rag.evaluation.failures.section import failures_section
     from ultragist_rag.evaluation.results_page import write_results
     from ultragist_rag.evaluation.summary import read_run
 
-    write_results([read_run(run) for run in runs], output)
+    write_results([read_run(run) for run in runs], output, more=[failures_section])
     typer.echo(f"Written to {output}")
 
 

@@ -69,9 +69,12 @@ def test_figures_and_tables_say_what_the_lines_say() -> None:
             assert axes.get_ylabel()
             assert axes.get_title()
         figure.canvas.draw()
-    (axes,) = figures["along_the_way"].axes
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    (legend,) = figures["along_the_way"].legends
+    names = [text.get_text() for text in legend.get_texts()]
     assert names == ["full text", "gists, 2 to 1", "gists, 4 to 1"]
+    (axes,) = figures["along_the_way"].axes
+    drawn = [list(container.lines[0].get_ydata()) for container in axes.containers]
+    assert drawn == [[1.0] * 6, [1.0] * 6, [0.5] * 6]
     tables = failure_tables(rows)
     assert tables["probe"][0] == ["decoder", "gists of", "2 to 1", "4 to 1"]
     assert ["strong", "its own", "100.0%", "50.0%"] in tables["probe"][1]

@@ -126,7 +126,7 @@ def test_missing_data_are_one_line_and_the_rest_goes_on(
     assert about["left_out"] == [f"own/absent is left out: {tmp_path} holds no none.jsonl."]
     assert "own/absent is left out" in capsys.readouterr().err
     assert list(about["tasks"]) == ["own/letters"]
-    with pytest.raises(InputError, match="nothing was measured: own/absent has no data"):
+    with pytest.raises(InputError, match="nothing was measured: Without data.* left out: own/absent"):
         run_eval(text_engine, EvalSettings(suites=("own/absent",)), tmp_path / "b")
 
 

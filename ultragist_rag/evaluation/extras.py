@@ -50,10 +50,12 @@ class Extra:
     Attributes:
         name: `suite/name`; its lines have this task.
         rows: Gives the lines.
+        needs_data: Whether it reads a data folder.
     """
 
     name: str
     rows: Callable[[UltraGist, Wanted], Iterable[Row]]
+    needs_data: bool = False
 
     @property
     def suite(self) -> str:
@@ -99,4 +101,20 @@ def _lm_eval(task: str, name: str, engine: UltraGist, wanted: Wanted) -> Iterabl
     return [{**row, "task": name} for row in run_lm_eval(engine, [task], data=wanted.data, **settings)]
 
 
-_EXTRAS = tuple(Extra(f"weak/{name}", partial(_lm_eval, f"ultragist_{name}", f"weak/{name}")) for name in _WEAK)
+def _position(engine: UltraGist, wanted: Wanted) -> Iterable[Row]:
+    from ultragist_rag.evaluation.failures.measure import measure_position
+
+    return measure_position(engine, ratios=wanted.ratios, limit=wanted.limit, seed=wanted.seed)
+
+
+def _probe(engine: UltraGist, wanted: Wanted) -> Iterable[Row]:
+    from ultragist_rag.evaluation.failures.measure import measure_probe
+
+    return measure_probe(engine, ratios=wanted.ratios, limit=wanted.limit, seed=wanted.seed)
+
+
+_EXTRAS = (
+    Extra("failures/position", _position),
+    Extra("failures/probe", _probe),
+    *(Extra(f"weak/{one}", partial(_lm_eval, f"ultragist_{one}", f"weak/{one}"), one != "everyday") for one in _WEAK),
+)

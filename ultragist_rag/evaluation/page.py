@@ -24,7 +24,7 @@ from ultragist_rag.evaluation.compare import comparison_lines, comparisons
 from ultragist_rag.evaluation.examples import examples
 from ultragist_rag.evaluation.records import Run
 from ultragist_rag.evaluation.summary import cells, suite_cells
-from ultragist_rag.evaluation.tables import cells_grid, is_failure, published_grid
+from ultragist_rag.evaluation.tables import Grid, cells_grid, is_failure, published_grid
 from ultragist_rag.evaluation.wording import file_name, visible
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ class Section:
         title: Its heading.
         lines: What it says, a sentence each.
         figures: What it shows, by caption.
+        tables: The same for tables.
     """
 
     title: str
     lines: Sequence[str] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    tables: Mapping[str, Grid] = field(default_factory=dict)
 
 
 def page(run: Run, images: Mapping[str, bytes], sections: Sequence[Section] = ()) -> str:
@@ -119,7 +121,7 @@ def _section(place: int, one: Section) -> dict[str, Any]:
     from ultragist_rag.evaluation.plots import png
 
     images = [_image(png(figure), caption) for caption, figure in one.figures.items()]
-    return {"title": one.title, "lines": one.lines, "images": images, "place": f"section-{place}"}
+    return {"title": one.title, "lines": one.lines, "images": images, "tables": one.tables, "place": f"section-{place}"}
 
 
 def _places(texts: Mapping[str, Any]) -> list[tuple[str, str]]:

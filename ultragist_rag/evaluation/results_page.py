@@ -118,6 +118,7 @@ def _run(run: Run, images: Mapping[str, str], more: Sequence[More]) -> str:
         parts += [_image(images, f"{file_name(run.name)}-{_task_image(name)}", name) for name in _compared(run)]
     for section in _sections(run, more):
         parts += [f"### {escape_markdown(section.title)}", _bullets(section.lines)]
+        parts += [f"{caption}:\n\n{markdown(grid)}" for caption, grid in section.tables.items()]
         parts += [_image(images, _section_image(run, caption), caption) for caption in section.figures]
     parts += ["### Tasks", markdown(cells_grid([cell for cell in found if not cell.group and not is_failure(cell)]))]
     parts += ["### Limits", _bullets([*limits(run, found), *run.left_out])]

@@ -38,7 +38,7 @@ from ultragist_rag.evaluation.task import Sample, Task
 __all__ = ["run_eval"]
 
 Record = dict[str, Any]
-Key = tuple[str, str, str, int | None]
+Key = tuple[str, str, str, str, int | None]
 
 
 def run_eval(
@@ -66,6 +66,7 @@ def run_eval(
     run = _Run(engine, settings, folder, model or str(engine.model.config._name_or_path))
     run.open(command or shlex.join(["ultragist-rag", *sys.argv[1:]]))
     tasks, extras = resolve(settings.suites)
+    run.note_missing([one.name for one in tasks if one.files] + [one.name for one in extras if one.needs_data])
     for task in tasks:
         run.measure(task)
     run.ask_peers()
@@ -84,6 +85,7 @@ class _Run:
         self._foreign: list[tuple[Task, Sample, str, int | None]] = []
         self._tasks: dict[str, dict[str, Any]] = {}
         self._left_out: list[str] = []
+        self._missing: set[str] = set()
         self._about: dict[str, Any] = {}
         self._slot_bytes = bytes_per_slot(engine)
 
@@ -114,8 +116,18 @@ class _Run:
         if not self._tasks:
             raise InputError("nothing was measured: " + " ".join(self._left_out))
 
+    def note_missing(self, need_data: Sequence[str]) -> None:
+        """Leave out all for which nobody named data, in one line."""
+        data = self._settings.data
+        self._missing = {name for name in need_data if "" not in data and name not in data}
+        if self._missing:
+            names = ", ".join(name for name in need_data if name in self._missing)
+            self._leave_out(f"Without data, for which --data names a folder, these are left out: {names}.")
+
     def measure(self, task: Task) -> None:
         """Run one task, or note why it is left out."""
+        if task.name in self._missing:
+            return
         try:
             source = source_of(self._engine, self._settings, task)
             samples = [
@@ -149,7 +161,7 @@ class _Run:
 
     def measure_extra(self, extra: Extra) -> None:
         """Run what is measured by other means, unless its lines are all there."""
-        if self._tasks.get(extra.name, {}).get("kind") == "extra":
+        if extra.name in self._missing or self._tasks.get(extra.name, {}).get("kind") == "extra":
             return
         settings = self._settings
         data = settings.data.get(extra.name, settings.data.get(""))
@@ -173,7 +185,7 @@ class _Run:
     def _open(
         self, task: Task, sample: Sample, cells: Sequence[tuple[str, int | None]]
     ) -> list[tuple[str, int | None]]:
-        return [cell for cell in cells if (task.name, sample.id, *cell) not in self._done]
+        return [cell for cell in cells if (task.name, sample.group, sample.id, *cell) not in self._done]
 
     def _measure_one(self, task: Task, sample: Sample, method: str, ratio: int | None) -> Record:
         budget = self._settings.budget if has_ratio(method) else None
@@ -259,7 +271,7 @@ def _head(task: Task, sample: Sample, method: str, ratio: int | None) -> Record:
 
 
 def _key(record: Record) -> Key:
-    return record["task"], record["id"], record["method"], record["ratio"]
+    return record["task"], record["group"], record["id"], record["method"], record["ratio"]
 
 
 def _plain(settings: EvalSettings) -> dict[str, Any]:

@@ -96,8 +96,10 @@ def ndcg(ranking: Sequence[int], grades: Sequence[float], at: int = 10) -> dict[
     from sklearn.metrics import ndcg_score
 
     ranked = list(dict.fromkeys(place for place in ranking if 0 <= place < len(grades)))
-    if not ranked or not any(grades) or len(grades) < 2:
+    if not ranked or not any(grades):
         return {"ndcg": 0.0}
+    if len(grades) == 1:  # a ranking of one is perfect, and more than the library takes
+        return {"ndcg": 1.0}
     merits = [-float(len(grades))] * len(grades)
     for rank, place in enumerate(ranked):
         merits[place] = -float(rank)

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import uuid
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ import pytest
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.data import Source
 from ultragist_rag.evaluation.task import Sample, Task
-from ultragist_rag.evaluation.tasks.fitting import Room
-from ultragist_rag.evaluation.tasks.haystack import Needle, hide
-from ultragist_rag.evaluation.tasks.places import draw_places
+from ultragist_rag.evaluation.tasks.haystack import Haystack, Needle
 from ultragist_rag.evaluation.tasks.recall import ALIKE, TASKS, UNLIKE
 from ultragist_rag.training.country_fields import SECTIONS
 
@@ -27,9 +26,9 @@ OWN = [task for task in TASKS if not task.files]
 ROOM = 3000
 
 
-def load(task: Task, **settings: Any) -> list[Sample]:
+def load(task: Task, most: int = 12, **settings: Any) -> list[Sample]:
     defaults = {"room": ROOM, "count": lambda text: len(text.encode()), "task": task.name, "files": task.files}
-    return list(task.load(Source(**{**defaults, **settings})))
+    return list(islice(task.load(Source(**{**defaults, **settings})), most))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def drawn() -> dict[str, list[Sample]]:
 @pytest.mark.parametrize("task", OWN, ids=lambda task: task.name)
 def test_answers_stand_once_and_in_gold_documents(task: Task, drawn: dict[str, list[Sample]]) -> None:
     samples = drawn[task.name]
-    assert len({sample.id for sample in samples}) == len(samples) == 100
+    assert len({sample.id for sample in samples}) == len(samples) == 12
     for sample in samples:
         assert all("\n\n".join(sample.documents).count(answer) == 1 for answer in sample.answers)
         assert {
@@ -49,8 +48,7 @@ def test_answers_stand_once_and_in_gold_documents(task: Task, drawn: dict[str, l
             if any(answer in document for answer in sample.answers)
         } == set(sample.gold)
         assert not any(answer in sample.tail for answer in sample.answers)
-    first = [sample.gold[0] for sample in samples]
-    assert len(set(first)) > 3  # they stand in many places
+    assert len({place for sample in samples for place in sample.gold}) > 3  # they stand in many places
 
 
 @pytest.mark.parametrize("task", OWN, ids=lambda task: task.name)
@@ -58,7 +56,7 @@ def test_rooms_are_filled_and_kept(task: Task, drawn: dict[str, list[Sample]]) -
     sizes = [len("\n\n".join(sample.documents).encode()) for sample in drawn[task.name]]
     longest = max(len(document.encode()) for sample in drawn[task.name] for document in sample.documents)
     assert ROOM - 2 * longest < min(sizes) <= max(sizes) <= ROOM
-    small = load(task, room=700)
+    small = load(task, most=6, room=700)
     assert all(len("\n\n".join(sample.documents).encode()) <= 700 for sample in small)
     assert all(answer in "".join(sample.documents) for sample in small for answer in sample.answers)
 
@@ -66,7 +64,7 @@ def test_rooms_are_filled_and_kept(task: Task, drawn: dict[str, list[Sample]]) -
 @pytest.mark.parametrize("task", OWN, ids=lambda task: task.name)
 def test_equal_seeds_give_equal_samples(task: Task, drawn: dict[str, list[Sample]]) -> None:
     assert load(task) == drawn[task.name]
-    assert load(task, seed=1)[0].documents != drawn[task.name][0].documents
+    assert load(task, most=1, seed=1)[0].documents != drawn[task.name][0].documents
 
 
 @pytest.mark.parametrize("task", OWN, ids=lambda task: task.name)
@@ -83,7 +81,7 @@ def test_tokens_that_joining_adds_are_counted() -> None:
         return len(text.encode()) + 40 * text.count("\n\n", 0, len(text) - 2)
 
     for task in OWN:
-        for sample in load(task, count=count)[:10]:
+        for sample in load(task, most=5, count=count):
             assert count("\n\n".join(sample.documents)) <= ROOM, task.name
 
 
@@ -91,11 +89,11 @@ def test_keys_are_alike_in_half_of_the_samples(drawn: dict[str, list[Sample]]) -
     for sample in drawn["recall/mk_word"]:
         labels = []
         for value in (sample.answers[0], *sample.notes["others"]):
-            (found,) = re.findall(rf"The (.+) of .+ is {value}\.", "\n".join(sample.documents))
+            (found,) = re.findall(rf"The (.+?) of .+ is {value}\.", "\n".join(sample.documents))
             labels.append(found)
         assert len(set(labels)) == {ALIKE: 1, UNLIKE: 4}[sample.group]
         assert f"What is the {labels[0]} of " in sample.tail
-    assert sum(sample.group == ALIKE for sample in drawn["recall/mk_word"]) == 50
+    assert sum(sample.group == ALIKE for sample in drawn["recall/mk_word"]) == 6
 
 
 def test_all_values_of_one_place_are_asked_and_a_share_scores_as_such(drawn: dict[str, list[Sample]]) -> None:
@@ -119,19 +117,18 @@ def test_documents_of_pairs_are_json(drawn: dict[str, list[Sample]]) -> None:
 
 
 def test_needles_that_nobody_asks_for_make_room_first() -> None:
-    rng = random.Random(0)
-    places = draw_places(rng, 4)
+    places = Haystack(Source(task="a/b")).places(random.Random(0), 4)
     needles = [
         Needle(place, SECTIONS[at], f"The record number of {place.name} is {at}{at}{at}.", "record number", at == 2)
         for at, place in enumerate(places)
     ]
     for room in (60, 100, 150, 400):
         source = Source(task="a/b", room=room, count=lambda text: len(text.split()))
-        documents, gold = hide(Room(source), random.Random(0), needles)
+        documents, gold = Haystack(source).hide(random.Random(0), needles)
         assert [needles[2].sentence in documents[place] for place in gold] == [True]
         assert len("\n\n".join(documents).split()) <= room
         assert room < 100 or all(any(one.sentence in text.split("\n") for text in documents) for one in needles)
-    documents, gold = hide(Room(Source(task="a/b", room=1, count=len)), random.Random(0), needles)
+    documents, gold = Haystack(Source(task="a/b", room=1)).hide(random.Random(0), needles)
     assert (len(documents), gold) == (1, (0,))
 
 

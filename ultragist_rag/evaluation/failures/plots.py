@@ -68,7 +68,7 @@ def position_figure(rows: Sequence[Line]) -> Figure | None:
             right.plot(places, above, **style)
     left.set_ylabel("perplexity (lower is better)")
     left.set_title("Perplexity by position")
-    left.legend(fontsize=8)
+    _legend(figure, left)
     right.axhline(0, color=colours["full", None], linewidth=1)
     right.set_ylabel("loss above full text (nats per token, 0 is best)")
     right.set_title("What gists in front cost")
@@ -92,6 +92,7 @@ def cut_figure(rows: Sequence[Line], window: int | None = None) -> Figure | None
     axes.set_xlabel("tokens of context left, k" + (" (dotted: whole windows)" if window else ""))
     axes.set_ylabel("answers found (share, higher is better)")
     axes.set_title("Context cut to its last k tokens; the answer is always inside")
+    _legend(figure, axes)
     return figure
 
 
@@ -108,6 +109,7 @@ def digits_figure(rows: Sequence[Line]) -> Figure | None:
     axes.set_xlabel("first digits that must be right, of 32")
     axes.set_ylabel("exact match (share, higher is better)")
     axes.set_title("Recall of a 32-digit UUID")
+    _legend(figure, axes)
     return figure
 
 
@@ -128,7 +130,7 @@ def surprise_figure(rows: Sequence[Line]) -> Figure | None:
     axes.set_ylabel("needles found (share, higher is better)")
     axes.set_ylim(0, 1.02)
     axes.set_title("Needles about the document's subject, and about another")
-    axes.legend(fontsize=8, title="subject, value", title_fontsize=8)
+    _legend(figure, axes, "subject, value")
     return figure
 
 
@@ -140,9 +142,9 @@ def probe_figure(rows: Sequence[Line]) -> Figure | None:
     figure, (axes,) = _figure(1)
     ratios = [ratio or 1 for _, ratio in own]
     for decoder, colour in (("strong", "#1b6ca8"), ("weak", "#b5542a")):
-        for found, style, whose in ((own, "-", "its own gists"), (other, "--", "gists of another text")):
+        for found, style, whose in ((own, "-", "its own"), (other, "--", "of another text")):
             values = [spread_of(groups[decoder]) for groups in found.values() if decoder in groups]
-            name = f"{decoder} decoder, {whose}"
+            name = f"{decoder}, {whose}"
             axes.errorbar(
                 ratios[: len(values)],
                 [value for value, _, _ in values],
@@ -159,7 +161,7 @@ def probe_figure(rows: Sequence[Line]) -> Figure | None:
     axes.set_ylabel("tokens recovered (share, higher is better)")
     axes.set_ylim(bottom=0)
     axes.set_title("Tokens that can be read back from gists")
-    axes.legend(fontsize=8)
+    _legend(figure, axes, "decoder, gists")
     return figure
 
 
@@ -169,8 +171,24 @@ def _figure(n: int) -> tuple[Figure, list[Axes]]:
     axes = [figure.add_subplot(1, n, place + 1) for place in range(n)]
     for one in axes:
         one.grid(True, alpha=0.25)
+        one.set_axisbelow(True)
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
+    """Put the legend beside the axes, where it hides nothing."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside right upper",
+        fontsize=8,
+        title=title,
+        title_fontsize=8,
+        handlelength=3.2,
+        frameon=False,
+    )
 
 
 def _lines(axes: Axes, found: dict[Cell, dict[int, dict[str, float]]]) -> None:
@@ -191,7 +209,6 @@ def _lines(axes: Axes, found: dict[Cell, dict[int, dict[str, float]]]) -> None:
             capsize=2,
         )
     axes.set_ylim(-0.02, 1.02)
-    axes.legend(fontsize=8)
 
 
 def _colours(shown: Sequence[Cell]) -> dict[Cell, Any]:

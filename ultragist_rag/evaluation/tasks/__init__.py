@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from ultragist_rag.evaluation.task import Task
-from ultragist_rag.evaluation.tasks import chat, failures, long_qa, rag, rerank
+from ultragist_rag.evaluation.tasks import (
+    chat,
+    code,
+    failures,
+    icl,
+    long_qa,
+    perplexity,
+    rag,
+    recall,
+    rerank,
+    summary,
+)
 
 __all__ = ["TASKS"]
 
-TASKS: tuple[Task, ...] = (*rag.TASKS, *rerank.TASKS, *long_qa.TASKS, *chat.TASKS, *failures.TASKS)
+_SUITES = (rag, rerank, long_qa, icl, recall, summary, code, perplexity, chat, failures)
+
+TASKS: tuple[Task, ...] = tuple(task for suite in _SUITES for task in suite.TASKS)

@@ -107,7 +107,7 @@ def chat_samples(source: Source) -> Iterator[Sample]:
     """Draw the samples of `chat/own`.
 
     Args:
-        source: Its seed and its room count: there are as many sessions as fit.
+        source: Its seed and its room count: there are as many sessions as fit, twelve at most.
 
     Yields:
         The samples, one document for each session.

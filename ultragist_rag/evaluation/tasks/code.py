@@ -110,7 +110,7 @@ TASKS: tuple[Task, ...] = (
                 *("cross_file_first.jsonl", "cross_file_random.jsonl", "in_file.jsonl"),
             )
         },
-        source="RepoBench, Liu et al. 2023; CC BY 4.0",
+        source="RepoBench 1.1, Liu et al. 2023; Creative Commons, see its card",
         lm_needed=True,
     ),
 )

@@ -1,8 +1,8 @@
 """Hide sentences in pages about places that do not exist, as many pages as there is room for.
 
-Is        a seeded builder: needles in, documents out.
+Is        `Haystack`: a seeded stock of places, needles in, documents out.
 Flow      places, fitting -> [haystack] -> recall.
-Change    how long a page is, what goes first if there is too little room.
+Change    how long a page is, how many places there are, what goes first if there is too little room.
 Not here  what the needles say and what is asked -> recall.py.
 Holds     a needle stands in one document, in a line of its own; what is asked for is never left out.
 """
@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from ultragist_rag.evaluation.data import Source
 from ultragist_rag.evaluation.tasks.fitting import SEPARATOR, Room
-from ultragist_rag.evaluation.tasks.places import Place, draw_place, page
+from ultragist_rag.evaluation.tasks.places import Fact, Place, draw_places, page
 from ultragist_rag.training.country_fields import SECTIONS
 
-__all__ = ["Needle", "hide"]
+__all__ = ["Haystack", "Needle"]
 
 _LINES = (5, 7)
+_FEWEST_PLACES, _TOKENS_PER_PLACE = 24, 80
 
 
-@dataclass(frozen=True, slots=True)
-class Needle:
+class Needle(NamedTuple):
     """A sentence to hide.
 
     Attributes:
@@ -41,8 +42,7 @@ class Needle:
     asked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
+class _Page(NamedTuple):
     """A document: header, lines, and the place of the needle among the lines, if there is one."""
 
     header: str
@@ -62,58 +62,72 @@ class _Page:
         """Without its last line that is no needle."""
         last = len(self.lines) - 1
         if last != self.needle:
-            return replace(self, lines=self.lines[:-1])
-        return replace(self, lines=(*self.lines[: last - 1], self.lines[last]), needle=last - 1)
+            return self._replace(lines=self.lines[:-1])
+        return self._replace(lines=(*self.lines[: last - 1], self.lines[last]), needle=last - 1)
 
 
-def hide(room: Room, rng: random.Random, needles: Sequence[Needle]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Write pages around needles, and others beside them until the room is full.
+class Haystack:
+    """Pages of one task: samples share its places, in other company each time.
 
     Args:
-        room: What all must fit into.
-        rng: The generator.
-        needles: One for each page; some are asked for.
-
-    Returns:
-        The documents, mixed, and the places of those with needles that are asked for. Too little room costs first the
-        other sentences, then the needles that nobody asks for.
+        source: Its room, its seed.
     """
-    taken = {needle.place.name for needle in needles}
-    labels = {needle.label for needle in needles}
-    pages = _shrunk(room, [_around(needle, labels, rng) for needle in needles])
-    left = room.tokens - room.size(SEPARATOR.join(one.text for one in pages))
-    for other in _others(rng, taken, labels):
-        left -= room.size(other.text)
-        if left < 0:
-            break
-        pages.append(other)
-    while len(pages) > len(needles) and not _fit(room, pages):  # together they may need a few tokens more
-        del pages[-1]
-    rng.shuffle(pages)
-    return tuple(one.text for one in pages), tuple(place for place, one in enumerate(pages) if one.asked)
 
+    def __init__(self, source: Source) -> None:
+        """Draw more places than the room holds pages."""
+        self._room = Room(source)
+        rng = random.Random(f"{source.seed}/{source.task}/places")
+        self._places = draw_places(rng, _FEWEST_PLACES + self._room.tokens // _TOKENS_PER_PLACE)
+        self._drawn: dict[tuple[Place, str], tuple[str, tuple[Fact, ...]]] = {}
 
-def _lines(place: Place, section: str, labels: set[str], rng: random.Random) -> tuple[str, tuple[str, ...]]:
-    drawn = page(place, section, rng, _LINES)
-    return drawn.header, tuple(line.text for line in drawn.lines if line.field.label not in labels)
+    def places(self, rng: random.Random, count: int) -> list[Place]:
+        """Choose places, none twice."""
+        return rng.sample(self._places, count)
 
+    def hide(self, rng: random.Random, needles: Sequence[Needle]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Write pages around needles, and others beside them until the room is full.
 
-def _around(needle: Needle, labels: set[str], rng: random.Random) -> _Page:
-    header, lines = _lines(needle.place, needle.section, labels, rng)
-    at = rng.randint(0, len(lines))
-    return _Page(header, (*lines[:at], needle.sentence, *lines[at:]), at, needle.asked)
+        Args:
+            rng: The generator.
+            needles: One for each page; some are asked for.
 
+        Returns:
+            The documents, mixed, and the places of those with needles that are asked for. Too little room costs first
+            the other sentences, then the needles that nobody asks for.
+        """
+        labels = {needle.label for needle in needles}
+        pages = _shrunk(self._room, [self._around(needle, labels, rng) for needle in needles])
+        n_needles = len(pages)
+        left = self._room.tokens - self._room.size(SEPARATOR.join(one.text for one in pages))
+        for other in self._others({needle.place for needle in needles}, labels, rng):
+            left -= self._room.size(other.text)
+            if left < 0:
+                break
+            pages.append(other)
+        while len(pages) > n_needles and not _fit(self._room, pages):  # together they may need a few tokens more
+            del pages[-1]
+        rng.shuffle(pages)
+        return tuple(one.text for one in pages), tuple(place for place, one in enumerate(pages) if one.asked)
 
-def _others(rng: random.Random, taken: set[str], labels: set[str]) -> Iterator[_Page]:
-    """Yield pages about other places without end; no name is part of another."""
-    while True:
-        place = draw_place(rng)
-        if any(place.name in name or name in place.name for name in taken):
-            continue
-        taken.add(place.name)
-        header, lines = _lines(place, rng.choice(SECTIONS), labels, rng)
-        if lines:
-            yield _Page(header, lines)
+    def _lines(self, place: Place, section: str, labels: set[str]) -> tuple[str, tuple[str, ...]]:
+        """Header and sentences of a page that says nothing of some fields."""
+        if (place, section) not in self._drawn:
+            drawn = page(place, section, random.Random(f"{place.name}/{section}"), _LINES)
+            self._drawn[place, section] = drawn.header, drawn.lines
+        header, lines = self._drawn[place, section]
+        return header, tuple(line.text for line in lines if line.field.label not in labels)
+
+    def _around(self, needle: Needle, labels: set[str], rng: random.Random) -> _Page:
+        header, lines = self._lines(needle.place, needle.section, labels)
+        at = rng.randint(0, len(lines))
+        return _Page(header, (*lines[:at], needle.sentence, *lines[at:]), at, needle.asked)
+
+    def _others(self, taken: set[Place], labels: set[str], rng: random.Random) -> Iterator[_Page]:
+        """Yield pages about the other places."""
+        for number in rng.sample(range(len(self._places)), len(self._places)):
+            header, lines = self._lines(self._places[number], SECTIONS[number % len(SECTIONS)], labels)
+            if lines and self._places[number] not in taken:
+                yield _Page(header, lines)
 
 
 def _fit(room: Room, pages: Sequence[_Page]) -> bool:

@@ -193,7 +193,7 @@ def _score(sample: Sample, prediction: str) -> Scores:
 
 
 _TREC_FILES = {"train": ("train_5500.label", "train_5500.label.xz"), "test": ("TREC_10.label", "TREC_10.label.xz")}
-_TREC_SOURCE = "TREC question classes, Li and Roth 2002; free for research"
+_TREC_SOURCE = "TREC question classes, Li and Roth 2002; no licence named"
 _BANKING_FILES = {
     "train": ("banking77_train.jsonl", "banking77_train.jsonl.xz", "train.csv"),
     "test": ("banking77_test.jsonl", "banking77_test.jsonl.xz", "test.csv"),

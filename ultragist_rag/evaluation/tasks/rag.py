@@ -68,9 +68,13 @@ def _factbook(source: Source) -> Iterator[Sample]:
 
 
 def _of_cases(source: Source, cases: Iterable[Case]) -> Iterator[Sample]:
-    """The cases, without documents that do not fit; a case whose gold document does not is left out."""
-    room = Room(source)
-    for number, case in enumerate(cases):
+    """The cases in an order of chance, so that every so many of them are of all kinds.
+
+    Documents that do not fit are left out, and cases whose gold document does not.
+    """
+    room, order = Room(source), list(enumerate(cases))
+    random.Random(f"{source.seed}/order").shuffle(order)
+    for number, case in order:
         gold = case.documents[case.gold]
         kept = room.fill([gold], (text for text in case.documents if text != gold), len(case.documents))
         if kept is None:

@@ -1,6 +1,6 @@
 """Questions about places that do not exist, each with the page that answers it and three others.
 
-Is        a seeded generator of samples: one distractor of the same place, two of others, one often of the same section.
+Is        a seeded generator of samples: one distractor of the same place, two of others, at times of the same section.
 Flow      places -> [rag_own] -> rag.
 Change    how many samples there are, where distractors come from, how long pages are.
 Holds     the answer stands once in the gold document, and in no other; equal seeds give equal samples.
@@ -23,7 +23,7 @@ TRAINED, NEW = "trained wording", "new wording"
 """Conditions: the question is worded as those that the bundled model was trained on, or in a way kept for measuring."""
 
 _COUNT, _LINES, _NEW_SHARE = 240, (4, 8), 1 / 3
-_ALIKE = 0.5
+_ALIKE = 0.3
 """Share of samples in which another place's page is of the section that the answer is in."""
 
 
@@ -58,9 +58,9 @@ def _draw(rng: random.Random) -> tuple[list[Page], Fact]:
     """Pages, the one that answers first, and the line that does."""
     while True:
         here, there, elsewhere = draw_places(rng, 3)
-        section, second = rng.sample(SECTIONS, 2)
-        third = section if rng.random() < _ALIKE else rng.choice(SECTIONS)
-        chosen = [(here, section), (here, second), (there, third), (elsewhere, rng.choice(SECTIONS))]
+        section, second, third, fourth = rng.sample(SECTIONS, 4)
+        third = section if rng.random() < _ALIKE else third
+        chosen = [(here, section), (here, second), (there, third), (elsewhere, fourth)]
         pages = [page(place, about, rng, _LINES) for place, about in chosen]
         lines = askable(pages[0].lines, [one.text for one in pages])
         if lines:

@@ -21,8 +21,8 @@ from ultragist_rag.evaluation.recall import RecallCase, recall_cases
 from ultragist_rag.evaluation.scores import qa_scores
 from ultragist_rag.evaluation.task import Sample, Scores, Task
 from ultragist_rag.evaluation.tasks.fitting import SEPARATOR, Room
-from ultragist_rag.evaluation.tasks.haystack import Needle, hide
-from ultragist_rag.evaluation.tasks.places import Place, draw_places
+from ultragist_rag.evaluation.tasks.haystack import Haystack, Needle
+from ultragist_rag.evaluation.tasks.places import Place
 from ultragist_rag.evaluation.tasks.rows import rows
 from ultragist_rag.evaluation.tasks.shipped import shipped
 from ultragist_rag.training.country_fields import FIELDS, SECTIONS
@@ -136,19 +136,19 @@ def _multi_key(
     """Make a loader: each of some places has a value, one is asked for."""
 
     def load(source: Source) -> Iterator[Sample]:
-        room = Room(source)
+        haystack = Haystack(source)
         for index in range(_COUNT):
             group = groups[index % len(groups)]
             rng = random.Random(f"{source.seed}/{source.task}/{index}")
             values: list[str] = []
             documents: tuple[str, ...] = ()
             while not _is_clean(values[:1], documents) or not values:
-                places = draw_places(rng, _N_KEYS)
+                places = haystack.places(rng, _N_KEYS)
                 told = labels(group, rng)
                 values = [value(rng) for _ in places]
                 three = zip(places, told, values, strict=True)
                 needles = [_needle(*one, rng, asked=not at) for at, one in enumerate(three)]
-                documents, gold = hide(room, rng, needles)
+                documents, gold = haystack.hide(rng, needles)
             yield Sample(
                 id=f"{index:03d}",
                 documents=documents,
@@ -176,13 +176,13 @@ def _number_labels(_group: str, _rng: random.Random) -> list[str]:
 
 def _multi_value(source: Source) -> Iterator[Sample]:
     """Some values of one place, on a page each, and one of some others; all of the first are asked for."""
-    room = Room(source)
+    haystack = Haystack(source)
     for index in range(_COUNT):
         rng = random.Random(f"{source.seed}/{source.task}/{index}")
         values: list[str] = []
         documents: tuple[str, ...] = ()
         while not values or not _is_clean(values, documents):
-            here, *others = draw_places(rng, 1 + _N_OTHERS)
+            here, *others = haystack.places(rng, 1 + _N_OTHERS)
             sections = rng.sample(SECTIONS, _N_VALUES)
             values = [_figure(rng) for _ in sections]
             needles = [
@@ -192,7 +192,7 @@ def _multi_value(source: Source) -> Iterator[Sample]:
             for other in others:
                 said = f"A {_NUMBER} of {other.name} is {_figure(rng)}."
                 needles.append(Needle(other, rng.choice(SECTIONS), said, _NUMBER))
-            documents, gold = hide(room, rng, needles)
+            documents, gold = haystack.hide(rng, needles)
         yield Sample(
             id=f"{index:03d}",
             documents=documents,
@@ -216,7 +216,8 @@ def _exact(kind: str) -> Callable[[Source], Iterator[Sample]]:
         for index, case in enumerate(cases[:_COUNT]):
             rng = random.Random(f"{source.seed}/{source.task}/{index}")
             others = [one.document for one in cases if _is_apart(one, case)]
-            shown = room.fill([case.document], rng.sample(others, len(others)), len(cases)) or [case.document]
+            gold = _shortened(room, case)
+            shown = room.fill([gold], rng.sample(others, len(others)), len(cases)) or [gold]
             while len(shown) > 1 and not room.fits(SEPARATOR.join(shown)):  # together they may need some tokens more
                 shown = shown[:-1]
             documents = rng.sample(shown, len(shown))
@@ -225,7 +226,7 @@ def _exact(kind: str) -> Callable[[Source], Iterator[Sample]]:
                 documents=tuple(documents),
                 tail=_tail(case.question),
                 answers=(case.answer,),
-                gold=(documents.index(case.document),),
+                gold=(documents.index(gold),),
             )
 
     return load
@@ -235,6 +236,15 @@ def _is_apart(one: RecallCase, asked: RecallCase) -> bool:
     """Whether a document says nothing about the place that is asked for, and does not hold the answer by chance."""
     name, other = (case.document.partition(" - ")[0] for case in (asked, one))
     return name not in one.document and other not in asked.question and asked.answer not in one.document
+
+
+def _shortened(room: Room, case: RecallCase) -> str:
+    """The document without its last sentences, if it does not fit; the one with the answer stays."""
+    header, _, body = case.document.partition(SEPARATOR)
+    lines = body.split("\n")
+    while len(lines) > 1 and not room.fits(SEPARATOR.join((header, "\n".join(lines)))):
+        del lines[-1 if case.answer not in lines[-1] else -2]
+    return SEPARATOR.join((header, "\n".join(lines)))
 
 
 def _found(sample: Sample, prediction: str) -> Scores:
