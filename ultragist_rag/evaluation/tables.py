@@ -109,7 +109,7 @@ def is_failure(cell: Cell) -> bool:
 
 
 def run_table(run: Run) -> Table:
-    """Make the table of a run for the terminal; failure patterns are left to their own report.
+    """Make the table of a run for the terminal; groups and failure patterns are left to table.md and the page.
 
     Args:
         run: The run.
@@ -120,7 +120,7 @@ def run_table(run: Run) -> Table:
     Raises:
         InputError: If records do not fit their tasks.
     """
-    return rich_table(cells_grid([cell for cell in cells(run) if not is_failure(cell)]))
+    return rich_table(cells_grid([cell for cell in cells(run) if not cell.group and not is_failure(cell)]))
 
 
 def run_markdown(run: Run) -> str:
@@ -167,7 +167,7 @@ def markdown(grid: Grid) -> str:
     return f"{text}\n\n{_bullets(grid.notes)}" if grid.notes else text
 
 
-_COLUMNS = ["suite", "task", "group", "method", "ratio", "budget, KiB", "n", "skipped", "score (95 %)"]
+_COLUMNS = ["task", "group", "method", "ratio", "budget, KiB", "n", "skipped", "score (95 %)"]
 _COLUMNS += ["kept of full (95 %)", "slots", "KiB", "first token, ms"]
 
 
@@ -175,7 +175,6 @@ def _row(cell: Cell, full: Cell | None, whole: Cell | None) -> dict[str, str]:
     condition = cell.condition
     kept = _NONE if is_too_small(full) or is_too_small(whole) else interval_text(cell.kept)
     return {
-        "suite": cell.task.suite,
         "task": cell.task.name,
         "group": cell.group,
         "method": condition.method,
