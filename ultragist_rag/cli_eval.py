@@ -9,6 +9,7 @@ Holds     what was measured before is not measured again in the same folder.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +72,7 @@ def eval_command(  # noqa: PLR0913 - one parameter per option
         seed=seed,
         data=_places(data or []),
     )
+    _check_packages("bm25s", "lm_eval", "matplotlib", "rapidfuzz", "rouge_score", "sklearn")
     run_eval(load_engine(model), settings, output, model=model)
     from ultragist_rag.evaluation.failures.section import failures_section
     from ultragist_rag.evaluation.summary import cells, read_run
@@ -91,13 +93,26 @@ def results(
     runs: Annotated[list[Path], typer.Argument(help="Folders that eval wrote.")],
     output: Annotated[Path, typer.Option("--output", help="The page; pictures lie beside it.")] = Path("results.md"),
 ) -> None:
-    """Make one page of several runs: what is kept, beside the published; other methods; failure patterns; limits."""
-    from ultragist_rag.evaluation.failures.section import failures_section
-    from ultragist_rag.evaluation.results_page import write_results
-    from ultragist_rag.evaluation.summary import read_run
+    """Make one page of several runs: what is kept, beside the published; other methods; failure patterns; limits.
 
+    The numbers of the runs are kept beside it, in results/runs, so that the page can be made again from them.
+    """
+    _check_packages("matplotlib")
+    from ultragist_rag.evaluation.failures.section import failures_section
+    from ultragist_rag.evaluation.records import pack_run, read_run
+    from ultragist_rag.evaluation.results_page import write_results
+
+    for run in runs:
+        pack_run(run, output.parent / "results" / "runs" / run.resolve().name)
     write_results([read_run(run) for run in runs], output, more=[failures_section])
     typer.echo(f"Written to {output}")
+
+
+def _check_packages(*names: str) -> None:
+    """Refuse to begin what could not be finished."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise InputError(f"not installed: {', '.join(missing)}. Run: pip install 'ultragist-rag[eval]'")
 
 
 def _print_tasks() -> None:

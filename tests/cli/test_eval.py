@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ def test_a_run_becomes_a_table_a_report_and_a_page_of_results(model_folders: tup
     assert "## run" in page.read_text("utf-8")
     pictures = {path.name for path in (page.parent / "results" / "plots").iterdir()}
     assert all(f"results/plots/{name}" in page.read_text("utf-8") for name in pictures)
+    other = tmp_path / "other" / "results.md"
+    other.parent.mkdir()
+    packed = page.parent / "results" / "runs" / "run"
+    assert b"prediction" not in lzma.decompress((packed / "records.jsonl.xz").read_bytes())
+    assert invoke("results", packed, "--output", other).exit_code == 0
+    assert other.read_text("utf-8") == page.read_text("utf-8")
 
 
 def test_tasks_are_listed_without_a_model() -> None:

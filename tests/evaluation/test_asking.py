@@ -63,6 +63,15 @@ def test_perplexity_leaves_the_first_token_out(text_engine: Any) -> None:
     assert asked.scores["nll"] == pytest.approx(-_slow(text_engine, "before", " behind it", 1) / 9, abs=1e-5)
 
 
+def test_ids_alone_have_the_lead_token_in_front_as_texts_have(text_engine: Any) -> None:
+    ids = TextCodec.of(text_engine.tokenizer).encode("before")
+    (by_ids,) = log_likelihoods(text_engine, [ids], [" behind it"], skip_first=True)
+    (by_text,) = log_likelihoods(text_engine, ["before"], [" behind it"], skip_first=True)
+    assert by_ids == pytest.approx(by_text, abs=1e-5)
+    ((closed, _),) = log_likelihoods(text_engine, [], [" behind it"], skip_first=True)
+    assert closed == pytest.approx(_slow(text_engine, "", " behind it", 1), abs=1e-4)
+
+
 def test_answers_are_those_of_the_front_door(text_engine: Any) -> None:
     memory = text_engine.compress("a document", ratio=4)
     asked = ask(text_engine, TASK, SAMPLE, [memory])

@@ -99,6 +99,50 @@ def test_slots_are_counted_as_they_come(text_engine: Any) -> None:
     assert found.pieces == [sample.documents[1]]
 
 
+@pytest.mark.parametrize("tail", ["", "\n= =\n", "\nThe?"])
+def test_a_question_without_words_finds_something_all_the_same(tail: str, text_engine: Any) -> None:
+    sample = replace(next(_letters(None)), tail=tail)
+    context = methods.Context(engine=text_engine, sample=sample, separator="\n\n", ratio=4, slots=70)
+    assert 0 < methods.show("bm25", context).slots <= 70
+    with pytest.raises(InputError, match="no words"):
+        methods.show("bm25", replace(context, sample=replace(sample, documents=("= =", "\n"))))
+
+
+def test_what_is_wrong_with_one_line_is_its_own_affair(
+    text_engine: Any, own_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run_peers(_folder: Path, requests: Any, _output: Path, **_: Any) -> Iterator[dict[str, Any]]:
+        for one in requests:
+            asked.append(one)
+            head = {name: one[name] for name in ("task", "id", "group", "method", "ratio", "budget")}
+            yield {**head, "slots": one["slots"], "prediction": "aaaa", "seconds": {"total": 0.0}}
+
+    monkeypatch.setattr("ultragist_rag.evaluation.peers.run_peers", run_peers)
+    monkeypatch.setattr("ultragist_rag.evaluation.peers.find_peers_python", Path)
+    monkeypatch.setattr("ultragist_rag.evaluation.peers.model_folder", Path)
+    long = replace(own_task, name="own/long", load=_one_long_one, score=lambda s, p: {"em": float("nan")})
+    register_task(long)
+    settings = EvalSettings(suites=("own",), methods=("kvpress:knorm",), budget=30_000, limit=2)
+    records = _records(run_eval(text_engine, settings, tmp_path))
+    theirs = [one for one in records if one["method"] == "kvpress:knorm"]
+    assert [("skipped" in one, one["task"]) for one in theirs] == [
+        (True, "own/long"),
+        (False, "own/letters"),
+        (False, "own/letters"),
+    ]
+    assert [one["scores"]["em"] for one in theirs[1:]] == [1.0, 1.0]
+    assert len(asked) == 2
+    (full,) = [one for one in records if one["task"] == "own/long" and one["method"] == "full"]
+    assert "no finite score" in full["skipped"]
+
+
+def _one_long_one(source: Any) -> Iterator[Sample]:
+    documents = tuple(f"{number} is short." for number in range(150))
+    yield Sample(id="1", documents=documents, tail="\nWhat?", answers=("aaaa",))
+
+
 def test_documents_without_the_answer_make_room_first(text_engine: Any, own_task: Task, tmp_path: Path) -> None:
     settings = EvalSettings(suites=("own",), ratios=(4,), methods=("full",), context=150)
     records = _records(run_eval(text_engine, settings, tmp_path))
@@ -111,7 +155,7 @@ def test_documents_without_the_answer_make_room_first(text_engine: Any, own_task
 def test_another_run_in_the_same_folder_is_refused(text_engine: Any, own_task: Task, tmp_path: Path) -> None:
     run_eval(text_engine, EvalSettings(suites=("own",), ratios=(4,), limit=1), tmp_path)
     before = (tmp_path / RECORDS).read_bytes()
-    with pytest.raises(InputError, match="another settings"):
+    with pytest.raises(InputError, match=r"settings with ratios \[4\], not \[8\]"):
         run_eval(text_engine, EvalSettings(suites=("own",), ratios=(8,), limit=1), tmp_path)
     assert (tmp_path / RECORDS).read_bytes() == before
 
@@ -126,7 +170,7 @@ def test_missing_data_are_one_line_and_the_rest_goes_on(
     assert about["left_out"] == [f"own/absent is left out: {tmp_path} holds no none.jsonl."]
     assert "own/absent is left out" in capsys.readouterr().err
     assert list(about["tasks"]) == ["own/letters"]
-    with pytest.raises(InputError, match="nothing was measured: Without data.* left out: own/absent"):
+    with pytest.raises(InputError, match=r"nothing was measured: Without data.* left out: own/absent"):
         run_eval(text_engine, EvalSettings(suites=("own/absent",)), tmp_path / "b")
 
 

@@ -14,6 +14,7 @@ from run_records import TASKS, make_rows, make_run, write_rows
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation import metrics
+from ultragist_rag.evaluation.about import is_too_small
 from ultragist_rag.evaluation.compare import comparison_lines, comparisons
 from ultragist_rag.evaluation.intervals import interval, ratio, sums
 from ultragist_rag.evaluation.records import RECORDS, RUN, Condition, Run
@@ -30,6 +31,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def rows(run: Run) -> list[Row]:
     return [json.loads(line) for line in (run.folder / RECORDS).read_text("utf-8").splitlines()]
+
+
+def test_no_share_is_given_of_what_guessing_gets(tmp_path: Path) -> None:
+    chance = {"icl/labels": {**TASKS["icl/labels"], "suite": "icl", "chance": 0.99}}
+    run = read_run(make_run(tmp_path, only=("icl/labels",), tasks=chance))
+    assert suite_cells(run) == ()
+    full = next(cell for cell in cells(run) if cell.condition.method == "full")
+    assert full.score[1] < 0.99
+    assert is_too_small(full)
 
 
 def _of(rows: list[Row], task: str, group: str, one: Condition) -> list[Row]:

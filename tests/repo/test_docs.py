@@ -27,6 +27,7 @@ def programs(name: str) -> str:
         ("docs/store.md", ""),
         ("docs/operations.md", ""),
         ("docs/verbatim.md", ""),
+        ("docs/evaluation.md", "gist 4"),
         ("docs/calibration.md", "composed"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -39,6 +40,21 @@ def test_pages_of_docs_hold_the_numbers_of_the_commands() -> None:
         assert script.filled_page(page, name) == page
         for mark, make in blocks.items():
             assert f"<!-- {mark}:begin -->\n{make()}\n<!-- {mark}:end -->" in page
+
+
+def test_the_page_of_results_is_made_of_the_runs_that_are_kept_beside_it() -> None:
+    from ultragist_rag.evaluation.failures.section import failures_section
+    from ultragist_rag.evaluation.records import read_run
+    from ultragist_rag.evaluation.results_page import results_markdown
+
+    results = ROOT / "docs" / "results"
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    names = re.findall(r"^## (\w+)$", page, re.MULTILINE)
+    assert sorted(names) == sorted(path.name for path in (results / "runs").iterdir())
+    runs = [read_run(results / "runs" / name) for name in names]
+    images = {path.stem: f"results/plots/{path.name}" for path in (results / "plots").iterdir()}
+    assert results_markdown(runs, images, more=[failures_section]) == page
+    assert all(address in page for address in images.values())
 
 
 def test_quantised_memories_answer_as_well_as_promised() -> None:

@@ -63,7 +63,9 @@ def is_too_small(full: Cell | SuiteCell | None) -> bool:
     """Tell whether the full text answers so little that no share of it means anything."""
     if isinstance(full, SuiteCell):
         return full.full_score < _NOTHING_TO_KEEP
-    return full is not None and not full.task.lower_is_better and full.score[0] < _NOTHING_TO_KEEP
+    if full is None or full.task.lower_is_better:
+        return False
+    return full.score[0] < _NOTHING_TO_KEEP or (full.task.chance > 0 and full.score[1] <= full.task.chance)
 
 
 def notes(found: Sequence[Cell]) -> list[str]:
@@ -79,7 +81,8 @@ def notes(found: Sequence[Cell]) -> list[str]:
     for cell in found:
         if cell.condition.method == "full" and not cell.group and is_too_small(cell):
             why = "too small a model" if cell.task.lm_needed else "no share can be given"
-            lines.append(f"{cell.task.name}: {why}: full text gives {cell.score[0]:.2f}.")
+            guess = f", guessing {cell.task.chance:.2f}" if cell.task.chance else ""
+            lines.append(f"{cell.task.name}: {why}: full text gives {cell.score[0]:.2f}{guess}.")
     skipped: dict[str, int] = {}
     for cell in found:
         if not cell.group and cell.n_skipped:
@@ -123,9 +126,12 @@ def limits(run: Run, found: Sequence[Cell]) -> list[str]:
     if own:
         lines.append(f"Samples of our own making, not the published sets: {', '.join(own)}.")
     lines.append(
-        "Times are of this machine and this run alone. Time to the first token is counted once the context has been "
-        "made small; the seconds that takes are in records.jsonl, as compress."
+        "Times are of this machine and this run alone. The time to the first token begins with the question: memories "
+        "are there by then, other methods read, choose or compress their text within it."
     )
+    trained, asked = run.facts.get("ratios"), run.facts.get("settings", {}).get("ratios", [])
+    if isinstance(trained, list) and (new := [str(one) for one in asked if one not in trained]):
+        lines.append(f"The model was trained at ratios {', '.join(map(str, trained))}, not at {', '.join(new)}.")
     lines += _skip_limit(found)
     return lines
 

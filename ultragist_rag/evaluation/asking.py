@@ -24,11 +24,11 @@ from ultragist_rag.evaluation.task import Sample, Scores, Task
 from ultragist_rag.memory.decoding import Decoding
 from ultragist_rag.memory.generate import answer
 from ultragist_rag.memory.memory import GistMemory
-from ultragist_rag.memory.pieces import Piece, check_fit, to_prompt
+from ultragist_rag.memory.pieces import Piece, check_fit, to_prompt, with_lead
 from ultragist_rag.memory.prompt import count_prompt, prompt_forward
 from ultragist_rag.memory.text import TextCodec
 
-__all__ = ["Asked", "ask", "log_likelihoods", "prompt_of"]
+__all__ = ["Asked", "ask", "log_likelihoods", "now", "prompt_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,29 @@ def ask(engine: UltraGist, task: Task, sample: Sample, shown: Sequence[Piece]) -
         InputError: If the task is about choices and the sample has none.
     """
     pieces = prompt_of(sample, shown)
-    started = time.perf_counter()
+    started = now(engine)
     if task.kind == "generate":
-        clock = _Clock()
+        clock = _Clock(engine)
         settings: dict[str, Any] = {"max_new_tokens": task.n_new, "stop": task.stop, "stopping_criteria": [clock]}
         ((got,),) = answer(engine, [pieces], Decoding.of(settings))
-        return Asked(got.text.strip(), {}, (clock.first or started) - started, time.perf_counter() - started)
+        return Asked(got.text.strip(), {}, (clock.first or started) - started, now(engine) - started)
     if not sample.choices:
         raise InputError(f"sample {sample.id!r} of {task.name} has no choices, but is to be asked by {task.kind!r}.")
     rows = log_likelihoods(engine, pieces, sample.choices, skip_first=task.kind == "perplexity")
-    took = time.perf_counter() - started
+    took = now(engine) - started
     if task.kind == "perplexity":
         total, n_tokens = rows[0]
         return Asked("", {"nll": -total / n_tokens, "tokens": float(n_tokens)}, took, took)
     means = [total / n_tokens for total, n_tokens in rows]
     return Asked(sample.choices[means.index(max(means))], {}, took, took)
+
+
+def now(engine: UltraGist) -> float:
+    """Seconds, once the device has done what it was given."""
+    device = engine.model.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @torch.no_grad()
@@ -110,7 +118,7 @@ def log_likelihoods(
         ContextOverflowError: If prompt and text need more positions than there are.
     """
     codec = TextCodec.of(engine.tokenizer)
-    prompt = to_prompt(engine, pieces)
+    prompt = with_lead(to_prompt(engine, pieces), engine.lead_token)
     rows = [codec.encode(text, first=not prompt) for text in texts]
     first = int(skip_first)
     short = [text for text, ids in zip(texts, rows, strict=True) if len(ids) <= first]
@@ -133,11 +141,12 @@ def _sum(logits: Tensor, ids: Tensor) -> float:
 class _Clock(StoppingCriteria):
     """Notes when the first token is there; stops nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: UltraGist) -> None:
+        self._engine = engine
         self.first: float | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         del scores, kwargs
         if self.first is None:
-            self.first = time.perf_counter()
+            self.first = now(self._engine)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

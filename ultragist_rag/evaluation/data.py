@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ class Source:
     Attributes:
         task: Name of the task, for messages.
         files: Names of files to look for, by role.
-        place: Folder or file with the data, or `hub:NAME` or `hub:NAME:CONFIG`; None if nobody named one.
+        place: Folder or file with the data, or `hub:NAME`, `hub:NAME:CONFIG` or `hub:NAME:CONFIG:SPLIT`; None if
+            nobody named one.
         room: Tokens that a context may have.
         count: Counts the tokens of a text.
         seed: Of everything that a task draws.
@@ -117,12 +119,14 @@ class Source:
         return str(self.place).startswith(_HUB)
 
     def _from_hub(self, role: str) -> Iterator[dict[str, Any]]:
-        from datasets import load_dataset
-
-        name, _, config = str(self.place).removeprefix(_HUB).partition(":")
         try:
-            found = load_dataset(name, config or None, split=role)
-        except (OSError, ValueError) as error:  # no network, no such data set, no such split
+            from datasets import load_dataset
+        except ImportError as error:
+            raise MissingDataError(f"{self.task} needs datasets. Run: pip install 'ultragist-rag[eval]'") from error
+        name, config, split, *_ = [*str(self.place).removeprefix(_HUB).split(":"), "", ""]
+        try:
+            found = load_dataset(name, config or None, split=role if role == "train" else split or role)
+        except (OSError, RuntimeError, ValueError) as error:  # no network, no such data set or split, a script
             raise MissingDataError(f"{self.task} is left out: {name!r} cannot be loaded ({error}).") from error
         yield from (dict(record) for record in found)
 
@@ -136,6 +140,6 @@ def _read(path: Path, encoding: str = "utf-8") -> str:
     try:
         with opener(path, "rt", encoding=encoding, newline="") as file:
             text: str = file.read()
-    except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged: {error}. Fetch it again.") from error
     return text

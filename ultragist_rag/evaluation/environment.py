@@ -27,7 +27,7 @@ def describe(engine: UltraGist) -> dict[str, Any]:
         engine: The model.
 
     Returns:
-        `device`, `versions`, `n_parameters`, `n_positions`, `dtype` and `window`, as plain JSON values.
+        `device`, `versions`, `n_parameters`, `n_positions`, `dtype`, `window`, trained `ratios`: plain JSON values.
     """
     device = next(engine.model.parameters()).device
     cores = os.cpu_count()
@@ -39,4 +39,5 @@ def describe(engine: UltraGist) -> dict[str, Any]:
         "n_positions": engine.max_positions,
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "window": engine.config.window,
+        "ratios": [ratio for ratio in engine.config.choices if ratio],
     }

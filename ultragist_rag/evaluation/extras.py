@@ -23,7 +23,13 @@ __all__ = ["Extra", "Wanted", "resolve"]
 Row = dict[str, Any]
 
 _LM_EVAL = "lm-eval"
-_WEAK = ("everyday", "gsm8k", "bbh", "piqa")
+_WEAK = {
+    "everyday": ("", 0.25),
+    "gsm8k": ("GSM8K, MIT", 0.0),
+    "bbh": ("BIG-Bench Hard, MIT", 0.0),
+    "piqa": ("PIQA, AFL-3.0", 0.5),
+}
+"""Tasks of lm-eval whose files come with the package: where their data are published, and the score of guessing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +57,15 @@ class Extra:
         name: `suite/name`; its lines have this task.
         rows: Gives the lines.
         needs_data: Whether it reads a data folder.
+        source: Where its data are published; empty for our own.
+        chance: Score of guessing.
     """
 
     name: str
     rows: Callable[[UltraGist, Wanted], Iterable[Row]]
     needs_data: bool = False
+    source: str = ""
+    chance: float = 0.0
 
     @property
     def suite(self) -> str:
@@ -82,7 +92,7 @@ def resolve(names: Iterable[str]) -> tuple[list[Task], list[Extra]]:
     for name in names:
         found = {extra.name: extra for extra in _EXTRAS if name in ("all", extra.name, extra.suite)}
         if name.startswith(f"{_LM_EVAL}/"):
-            found[name] = Extra(name, partial(_lm_eval, name.removeprefix(f"{_LM_EVAL}/"), name))
+            found[name] = Extra(name, partial(_lm_eval, name.removeprefix(f"{_LM_EVAL}/"), name), source="lm-eval")
         is_task = any(name in ("all", task.name, task.suite) for task in tasks.values())
         if not found and not is_task:
             raise InputError(
@@ -95,10 +105,24 @@ def resolve(names: Iterable[str]) -> tuple[list[Task], list[Extra]]:
 
 
 def _lm_eval(task: str, name: str, engine: UltraGist, wanted: Wanted) -> Iterable[Row]:
-    from ultragist_rag.evaluation.weak import run_lm_eval
+    from ultragist_rag.evaluation.weak import HUB_TASKS, run_lm_eval
 
     settings: dict[str, Any] = {"ratios": wanted.ratios, "limit": wanted.limit, "seed": wanted.seed}
-    return [{**row, "task": name} for row in run_lm_eval(engine, [task], data=wanted.data, **settings)]
+    rows = run_lm_eval(engine, [task], data=wanted.data, num_fewshot=HUB_TASKS.get(task), **settings)
+    several = len({row["task"] for row in rows}) > 1  # a group of tasks: their samples have the same ids
+    parts = ({**row, "group": row["task"].partition("/")[2]} if several else row for row in rows)
+    return [
+        _line({**row, "task": name, "id": f"{row['group']}/{row['id']}" if several else row["id"]}) for row in parts
+    ]
+
+
+def _line(row: Row) -> Row:
+    """Keep the metrics of which more is better: of the others, a share of full text would mean the opposite."""
+    less = row.pop("less_is_better")
+    scores = {key: value for key, value in row["scores"].items() if key.partition(",")[0] not in less}
+    if scores:
+        return {**row, "scores": scores}
+    return {**row, "scores": {}, "skipped": "less is better by all metrics of this task: use lm-eval's own command."}
 
 
 def _position(engine: UltraGist, wanted: Wanted) -> Iterable[Row]:
@@ -116,5 +140,8 @@ def _probe(engine: UltraGist, wanted: Wanted) -> Iterable[Row]:
 _EXTRAS = (
     Extra("failures/position", _position),
     Extra("failures/probe", _probe),
-    *(Extra(f"weak/{one}", partial(_lm_eval, f"ultragist_{one}", f"weak/{one}"), one != "everyday") for one in _WEAK),
+    *(
+        Extra(f"weak/{one}", partial(_lm_eval, f"ultragist_{one}", f"weak/{one}"), bool(source), source, chance)
+        for one, (source, chance) in _WEAK.items()
+    ),
 )

@@ -71,6 +71,8 @@ def context_of(
 ) -> Context:
     """Say how small a context is to become: as many slots as gists take at this ratio, or what the budget buys.
 
+    Under a budget gists have the lowest ratio that fits, of those that the config names, else the next higher one.
+
     Raises:
         InputError: If the budget is too small at any ratio.
     """
@@ -80,7 +82,8 @@ def context_of(
     if settings.budget is None:
         return replace(context, slots=slots_at(context))
     slots = settings.budget // bytes_per_slot(engine)
-    for fitting in range(1, engine.config.window + 1):
+    trained = sorted(one for one in engine.config.choices if one)
+    for fitting in [*trained, *range(trained[-1] + 1, engine.config.window + 1)]:
         if slots_at(replace(context, ratio=fitting)) <= slots:
             return replace(context, ratio=fitting, slots=slots)
     raise InputError(f"a budget of {settings.budget} bytes is {slots} slots: too few at any ratio. Give more.")

@@ -27,7 +27,7 @@ from ultragist_rag.memory.pieces import Piece
 from ultragist_rag.memory.text import TextCodec
 from ultragist_rag.memory.verbatim import policy_name
 
-__all__ = ["Context", "Shown", "check_methods", "has_ratio", "show", "slots_at"]
+__all__ = ["Context", "Shown", "check_methods", "has_ratio", "is_prepared", "show", "slots_at"]
 
 _LONGEST_UNIT = 400
 """Characters of what BM25 chooses among: lines, and sentences of longer lines."""
@@ -101,6 +101,11 @@ def check_methods(names: Sequence[str]) -> list[str]:
                 f"method {name!r} is unknown. There are {', '.join(_METHODS)}, gist+POLICY and {', '.join(PEERS)}."
             )
     return list(dict.fromkeys(["full", *checked]))
+
+
+def is_prepared(method: str) -> bool:
+    """Tell whether a method works on documents alone, so that it is done before a question comes."""
+    return method.partition("+")[0] in ("gist", "joint")
 
 
 def has_ratio(method: str) -> bool:
@@ -181,7 +186,9 @@ def _n_separators(context: Context) -> int:
 
 
 def _joint(context: Context) -> Shown:
-    memory = context.engine.compress(context.sample.head + context.text, ratio=context.ratio, joint=True)
+    memory = context.engine.compress(
+        context.sample.head + context.text, ratio=context.ratio, slots=context.slots, joint=True
+    )
     return Shown([memory], memory.slots)
 
 
@@ -201,11 +208,15 @@ def _bm25(context: Context) -> Shown:
     import bm25s
 
     units = [unit for document in context.sample.documents for unit in _units(document)]
+    if not any(re.search(r"\w", unit) for unit in units):
+        raise InputError("the context has no words that could be looked for.")
     sizes = [len(context.ids(unit + "\n")) for unit in units]
     retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(units, show_progress=False), show_progress=False)
-    query = bm25s.tokenize([context.sample.tail.strip() or units[-1]], show_progress=False, return_ids=False)[0]
-    scores = retriever.get_scores(query)
+    retriever.index(bm25s.tokenize(units, stopwords=None, show_progress=False), show_progress=False)
+    query = bm25s.tokenize(
+        [context.sample.tail.strip() or units[-1]], stopwords=None, show_progress=False, return_ids=False
+    )[0]
+    scores = retriever.get_scores(query) if query else [0.0] * len(units)
     ranked = sorted(range(len(units)), key=lambda place: (-float(scores[place]), place))
     left, kept = context.slots if context.slots is not None else sum(sizes), []
     for place in ranked:

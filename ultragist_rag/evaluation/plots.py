@@ -107,7 +107,7 @@ def task_figure(found: Sequence[Cell], look: Mapping[str, Style]) -> Figure:
     score = (
         f"perplexity of {_plain(task.name)}" if task.lower_is_better else f"{_plain(task.metric)}, {_plain(task.name)}"
     )
-    _finish(panels[0], "keys and values of the context, KiB", score)
+    _finish(panels[0], "keys and values of the context, KiB (equal ones drawn side by side)", score)
     _finish(panels[1], "time to first token, ms (median)", "")
     if not task.lower_is_better:
         panels[0].set_ylim(0, _top([cell.score for cell in found]))
@@ -236,7 +236,7 @@ def _side_by_side(look: Mapping[str, Style], places: Sequence[float]) -> dict[st
     """A factor by method that sets marks at equal places slightly side by side, in step with the span of the axis."""
     known = [place for place in places if place > 0]
     span = max(known) / min(known) if known else 1.0
-    step = max(span, 4.0) ** 0.008
+    step = max(span, 4.0) ** 0.006
     return {name: step ** (place - (len(look) - 1) / 2) for place, name in enumerate(look)}
 
 

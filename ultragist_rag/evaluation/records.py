@@ -10,6 +10,7 @@ Holds     a last line that was not written whole is left out; any other damaged 
 from __future__ import annotations
 
 import json
+import lzma
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from typing import Any
 
 from ultragist_rag.errors import InputError
 
-__all__ = ["RECORDS", "RUN", "Condition", "Record", "Run", "TaskFacts", "read_run"]
+__all__ = ["PACKED", "RECORDS", "RUN", "Condition", "Record", "Run", "TaskFacts", "pack_run", "read_run"]
 
-RECORDS, RUN = "records.jsonl", "run.json"
-"""Files of a run."""
+RECORDS, RUN, PACKED = "records.jsonl", "run.json", "records.jsonl.xz"
+"""Files of a run; the last one instead of the first where a run is kept for its numbers alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,7 @@ class TaskFacts:
         suite: Its suite.
         metric: The metric of tables and plots; empty if it is the first that a record has.
         kind: `generate`, `choose`, `perplexity` or `extra`.
+        chance: Score of guessing.
         lm_needed: Whether models of a few million parameters are too small to do it at all.
         source: Where the data are published; empty for samples that come with the package.
     """
@@ -99,6 +101,7 @@ class TaskFacts:
     suite: str
     metric: str
     kind: str
+    chance: float
     lm_needed: bool
     source: str
 
@@ -161,6 +164,28 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder=folder, facts=facts, tasks=tasks, records=records)
 
 
+def pack_run(folder: str | Path, into: str | Path) -> None:
+    """Keep the numbers of a run: its facts, and its lines without what the model said, compressed.
+
+    Args:
+        folder: What the runner wrote, or what was packed before.
+        into: Folder to write; may be the same.
+
+    Raises:
+        InputError: If files are missing or damaged.
+    """
+    folder, into = Path(folder), Path(into)
+    read_run(folder)
+    if folder.resolve() == into.resolve() or not (folder / RECORDS).is_file():
+        return
+    lines = [json.loads(line) for line in (folder / RECORDS).read_bytes().splitlines()]
+    kept = [{name: value for name, value in line.items() if name != "prediction"} for line in lines]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+    into.mkdir(parents=True, exist_ok=True)
+    (into / PACKED).write_bytes(lzma.compress(text.encode("utf-8"), preset=9))
+    (into / RUN).write_bytes((folder / RUN).read_bytes())
+
+
 def _read_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent} is no folder of a run: it holds no {path.name}. Name what `eval` wrote.")
@@ -174,9 +199,14 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def _read_records(path: Path) -> list[Record]:
-    if not path.is_file():
+    packed = path.with_name(PACKED)
+    if not path.is_file() and not packed.is_file():
         raise InputError(f"{path.parent} holds no {path.name}: nothing was measured. Run the evaluation again.")
-    lines = path.read_bytes().split(b"\n")
+    try:
+        data = path.read_bytes() if path.is_file() else lzma.decompress(packed.read_bytes())
+    except lzma.LZMAError as error:
+        raise InputError(f"{packed} is damaged: {error}. Pack the run again.") from error
+    lines = data.split(b"\n")
     last = max((place for place, line in enumerate(lines) if line.strip()), default=-1)
     records = []
     for place, line in enumerate(lines[: last + 1]):
@@ -253,6 +283,7 @@ def _task(name: str, told: Any, records: tuple[Record, ...]) -> TaskFacts:
         suite=str(told.get("suite") or name.partition("/")[0]),
         metric=metric or next(iter(first), ""),
         kind=kind or "generate",
+        chance=_number(told.get("chance") or 0.0),
         lm_needed=bool(told.get("lm_needed")),
         source=str(told.get("source") or ""),
     )

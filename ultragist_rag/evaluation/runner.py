@@ -10,9 +10,9 @@ Holds     equal settings give equal lines, times aside; a line is written whole,
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,12 +24,12 @@ from tqdm import tqdm
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import ContextOverflowError, InputError
 from ultragist_rag.evaluation import peers
-from ultragist_rag.evaluation.asking import ask
+from ultragist_rag.evaluation.asking import ask, now
 from ultragist_rag.evaluation.data import MissingDataError
 from ultragist_rag.evaluation.environment import describe
 from ultragist_rag.evaluation.extras import Extra, Wanted, resolve
 from ultragist_rag.evaluation.fitting import bytes_per_slot, context_of, fit, source_of
-from ultragist_rag.evaluation.methods import Context, has_ratio, show
+from ultragist_rag.evaluation.methods import Context, has_ratio, is_prepared, show
 from ultragist_rag.evaluation.metrics import spread
 from ultragist_rag.evaluation.records import RECORDS, RUN
 from ultragist_rag.evaluation.settings import EvalSettings
@@ -92,19 +92,28 @@ class _Run:
     def open(self, command: str) -> None:
         """Begin, or go on with what is in the folder."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        fixed = {"model": self._model, "fingerprint": self._engine.fingerprint, "settings": _plain(self._settings)}
+        told = describe(self._engine)
+        fixed = {
+            "fingerprint": self._engine.fingerprint,
+            "dtype": told["dtype"],
+            "gist": json.loads(json.dumps(self._engine.config.to_dict())),
+            "settings": _plain(self._settings),
+        }
         path = self._folder / RUN
         if path.is_file():
             before = json.loads(path.read_text("utf-8"))
-            changed = [name for name, value in fixed.items() if name != "model" and before.get(name) != value]
-            if changed:
-                raise InputError(f"{self._folder} holds a run of another {changed[0]}: name another folder.")
+            for name, value in fixed.items():
+                if before.get(name, value) != value:
+                    raise InputError(
+                        f"{self._folder} holds a run of {_other(name, before[name], value)}: name another folder."
+                    )
             self._tasks = before.get("tasks", {})
         self._about = {
+            "model": self._model,
             **fixed,
             "command": command,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            **describe(self._engine),
+            **told,
             "bytes_per_slot": self._slot_bytes,
         }
         self._write_about()
@@ -154,9 +163,16 @@ class _Run:
         if not self._foreign:
             return
         asked = {(task.name, sample.id): (task, sample) for task, sample, *_ in self._foreign}
-        requests = [self._request(*one) for one in self._foreign]
-        dtype = str(self._engine.model.dtype).removeprefix("torch.")
-        got = peers.run_peers(peers.model_folder(self._model), requests, self._folder / "peers.jsonl", dtype)
+        requests = []
+        for task, sample, method, ratio in self._foreign:
+            try:
+                requests.append(self._request(task, sample, method, ratio))
+            except InputError as error:
+                head = {**_head(task, sample, method, ratio), "budget": self._settings.budget}
+                self._append([{**head, "skipped": str(error)}])
+        model = self._engine.model
+        where = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+        got = peers.run_peers(peers.model_folder(self._model), requests, self._folder / "peers.jsonl", **where)
         self._append(self._of_peer(*asked[one["task"], one["id"]], one) for one in got)
 
     def measure_extra(self, extra: Extra) -> None:
@@ -168,11 +184,18 @@ class _Run:
         wanted = Wanted(ratios=settings.ratios, limit=settings.limit, seed=settings.seed, data=data)
         try:
             rows = list(extra.rows(self._engine, wanted))
-        except MissingDataError as error:
-            self._leave_out(str(error))
+        except InputError as error:  # no data, no package, no such task
+            self._leave_out(f"{extra.name} is left out: {error}")
             return
         self._append({"budget": None, **row} for row in rows if _key(row) not in self._done)
-        facts = {"suite": extra.suite, "metric": "", "kind": "extra", "lm_needed": False, "source": ""}
+        facts = {
+            "suite": extra.suite,
+            "metric": "",
+            "kind": "extra",
+            "lm_needed": False,
+            "source": extra.source,
+            "chance": extra.chance,
+        }
         self._tasks[extra.name] = {**facts, "n_samples": len({row["id"] for row in rows})}
         self._write_about()
 
@@ -192,14 +215,15 @@ class _Run:
         record: Record = {**_head(task, sample, method, ratio), "budget": budget}
         try:
             context = context_of(self._engine, self._settings, task, sample, method, ratio)
-            started = time.perf_counter()
+            started = now(self._engine)
             shown = show(method, context)
-            compress = time.perf_counter() - started
+            compress = now(self._engine) - started
             asked = ask(self._engine, task, sample, shown.pieces)
         except (ContextOverflowError, InputError) as error:
             return {**record, "skipped": str(error)}
         scores = asked.scores or task.score(sample, asked.prediction)
-        seconds = {"compress": compress, "first_token": asked.first_token, "total": compress + asked.total}
+        first = asked.first_token if is_prepared(method) else compress + asked.first_token
+        seconds = {"compress": compress, "first_token": first, "total": compress + asked.total}
         return self._record(record, context, shown.slots, asked.prediction, scores, seconds)
 
     def _record(
@@ -243,10 +267,12 @@ class _Run:
             "suite": task.suite,
             "metric": task.metric,
             "kind": task.kind,
+            "chance": task.chance,
             "lm_needed": task.lm_needed,
             "source": task.source,
             "n_samples": n_samples,
         }
+        self._write_about()
 
     def _leave_out(self, why: str) -> None:
         self._left_out.append(why)
@@ -255,6 +281,9 @@ class _Run:
     def _append(self, records: Iterable[Record]) -> None:
         with (self._folder / RECORDS).open("a", encoding="utf-8") as file:
             for record in records:
+                if not all(math.isfinite(score) for score in record.get("scores", {}).values()):
+                    head = {name: record[name] for name in ("task", "id", "group", "method", "ratio", "budget")}
+                    record = {**head, "skipped": f"no finite score: {record['scores']}"}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
                 self._done.add(_key(record))
@@ -274,6 +303,14 @@ def _key(record: Record) -> Key:
     return record["task"], record["group"], record["id"], record["method"], record["ratio"]
 
 
+def _other(name: str, before: Any, now: Any) -> str:
+    """Name what differs between two runs."""
+    if isinstance(before, dict):
+        changed = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return f"{name} with {changed} {before.get(changed)!r}, not {now.get(changed)!r}"
+    return f"{name} {before!r:.40}, not {now!r:.40}"
+
+
 def _plain(settings: EvalSettings) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return plain
@@ -288,4 +325,7 @@ def _whole_lines(path: Path) -> list[Record]:
     if end < len(data):
         with path.open("r+b") as file:
             file.truncate(end)
-    return [json.loads(line) for line in data[:end].splitlines()]
+    try:
+        return [json.loads(line) for line in data[:end].splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}. Take another folder, or mend it.") from error

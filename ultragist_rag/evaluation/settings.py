@@ -57,6 +57,14 @@ class EvalSettings:
             raise InputError(f"ratios are {list(self.ratios)}, but must be whole numbers of at least 1, such as 4,8.")
         resolve(self.suites)
         object.__setattr__(self, "methods", tuple(check_methods(self.methods)))
-        unknown = [name for name in self.data if name and "/" not in name]
-        if unknown:
-            raise InputError(f"data are given for {unknown[0]!r}, which is no task: give suite/name=PLACE.")
+        for name in self.data:
+            if name and ("/" not in name or not _is_known(name)):
+                raise InputError(f"data are given for {name!r}, which is no task: give suite/name=PLACE.")
+
+
+def _is_known(name: str) -> bool:
+    try:
+        resolve([name])
+    except InputError:
+        return False
+    return True

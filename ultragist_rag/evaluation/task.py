@@ -70,6 +70,7 @@ class Task:
         files: Names of files to look for in a data folder, by role (`test`, `train`), the first found is taken; empty
             for samples of our own making that come with the package.
         source: Where the data are published, and their licence in short; empty for our own.
+        chance: Score of guessing.
         lm_needed: Whether models of a few million parameters are too small to do it at all.
     """
 
@@ -83,6 +84,7 @@ class Task:
     separator: str = "\n\n"
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source: str = ""
+    chance: float = 0.0
     lm_needed: bool = False
 
     @property

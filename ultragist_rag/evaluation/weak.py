@@ -64,7 +64,7 @@ def run_lm_eval(  # noqa: PLR0913 - settings of one run, by keyword
 
     Returns:
         One row per sample, method and ratio: `task`, `id`, `group`, `method`, `ratio`, `slots` and `tokens` of the
-        prompt in the cache (None if unknown), `prediction` and `scores`.
+        prompt in the cache (None if unknown), `prediction`, `scores`, and `less_is_better`, names of metrics.
 
     Raises:
         InputError: If a task or method is unknown, or lm-eval is not installed.
@@ -137,7 +137,8 @@ def _rows(name: str, task: Any, samples: Sequence[Mapping[str, Any]], model: Any
         for metric in sample["metrics"]:
             key = f"{metric},{sample['filter']}" if several else metric
             row["scores"][key] = _score(task, metric, sample[metric])
-    return list(rows.values())
+    less = [metric for metric, more in task.higher_is_better().items() if not more]
+    return [{**row, "less_is_better": less} for row in rows.values()]
 
 
 def _score(task: Any, metric: str, value: Any) -> float:

@@ -93,7 +93,9 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     return model_folder(base, own.get("base_revision")) if base else folder
 
 
-def run_peers(folder: Path, requests: Iterable[Mapping[str, Any]], output: Path, dtype: str) -> Iterator[Record]:
+def run_peers(
+    folder: Path, requests: Iterable[Mapping[str, Any]], output: Path, dtype: str, device: str = "auto"
+) -> Iterator[Record]:
     """Ask peers, each request once: those whose records are in the output already are not asked again.
 
     Args:
@@ -101,6 +103,7 @@ def run_peers(folder: Path, requests: Iterable[Mapping[str, Any]], output: Path,
         requests: What `run.py` reads.
         output: Where records go, one JSON object a line; the requests lie beside it meanwhile.
         dtype: Of the weights, such as `float32`.
+        device: Where to compute; `auto` takes a GPU if there is one.
 
     Yields:
         The record of each request, in order.
@@ -119,7 +122,7 @@ def run_peers(folder: Path, requests: Iterable[Mapping[str, Any]], output: Path,
     samples.write_text("".join(lines), encoding="utf-8", newline="\n")
     # -I: neither PYTHONPATH nor the folder of the script may bring in packages of this environment.
     command = [str(python), "-I", str(_SCRIPT), "--model", str(folder), "--samples", str(samples)]
-    _run([*command, "--output", str(output), "--dtype", dtype])
+    _run([*command, "--output", str(output), "--dtype", dtype, "--device", device])
     records = {_key(record): record for record in map(json.loads, output.read_bytes().splitlines())}
     for request in asked:
         if _key(request) not in records:

@@ -151,7 +151,7 @@ def _abstract(row: Row) -> str:
 
 TASKS: tuple[Task, ...] = (
     Task(name="longqa/own", load=long_samples, score=_recall, metric="rougeLsum"),
-    Task(name="longqa/choice_own", load=choice_samples, score=_accuracy, metric="accuracy", kind="choose"),
+    Task(name="longqa/choice_own", load=choice_samples, score=_accuracy, metric="accuracy", kind="choose", chance=0.25),
     Task(
         name="longqa/infbench_qa",
         load=_book_questions,
@@ -167,6 +167,7 @@ TASKS: tuple[Task, ...] = (
         score=_accuracy,
         metric="accuracy",
         kind="choose",
+        chance=0.25,
         files={"test": ("longbook_choice_eng.jsonl", "longbook_choice_eng.jsonl.xz")},
         source="InfiniteBench En.MC, Apache-2.0",
         lm_needed=True,
@@ -187,6 +188,7 @@ TASKS: tuple[Task, ...] = (
         score=_accuracy,
         metric="accuracy",
         kind="choose",
+        chance=1 / 3,
         files={"test": ("pubmedqa_labeled.jsonl", "pubmedqa_labeled.jsonl.xz", "ori_pqal.json")},
         source="PubMedQA, MIT",
         lm_needed=True,
