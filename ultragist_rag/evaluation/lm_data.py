@@ -50,6 +50,8 @@ def gsm8k(data: str | None = None, **_: Any) -> Splits:
         InputError: If an answer has no number.
     """
     source = Source(task="ultragist_gsm8k", files=_GSM8K, place=data)
+    if data is not None and source.path("test") == source.path("train"):
+        raise InputError(f"{data} is one file: give a folder with test and train, or examples would hold the answers.")
     splits: dict[str, list[dict[str, Any]]] = {}
     for role in ("test", "train"):
         splits[role] = []
