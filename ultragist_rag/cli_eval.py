@@ -118,12 +118,16 @@ def _check_packages(*names: str) -> None:
 def _print_tasks() -> None:
     from rich.table import Table
 
+    from ultragist_rag.evaluation.extras import EXTRAS
     from ultragist_rag.evaluation.task import registered_tasks
 
     table = Table("task", "asked by", "metric", "files", "published")
     for task in registered_tasks().values():
         files = "\n".join(names[0] for names in task.files.values()) or "comes with the package"
         table.add_row(task.name, task.kind, task.metric, files, task.source)
+    for extra in EXTRAS:
+        table.add_row(extra.name, "by other means", "", "data folder" if extra.needs_data else "", extra.source)
+    table.add_row("lm-eval/NAME", "lm-eval", "its own", "", "any task that lm-eval knows")
     _print_table(table)
 
 

@@ -65,6 +65,12 @@ def test_a_damaged_file_is_named(name: str, data: bytes, tmp_path: Path) -> None
         list(Source(task="a/b", files={"test": (name,)}, place=tmp_path).records())
 
 
+def test_a_broken_line_is_told_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n{"a"', "utf-8")
+    with pytest.raises(InputError, match=r"a\.jsonl is damaged: line 4 is no JSON"):
+        list(Source(task="a/b", place=tmp_path / "a.jsonl").records())
+
+
 def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     source = Source(task="a/b", files={"test": ("x.jsonl", "y.csv")}, place=tmp_path)
     with pytest.raises(MissingDataError, match=r"a/b is left out: .* holds no x\.jsonl or y\.csv\.") as error:

@@ -174,6 +174,16 @@ def test_missing_data_are_one_line_and_the_rest_goes_on(
         run_eval(text_engine, EvalSettings(suites=("own/absent",)), tmp_path / "b")
 
 
+def test_a_folder_without_lines_is_free_and_empty_data_are_told(
+    text_engine: Any, own_task: Task, tmp_path: Path
+) -> None:
+    register_task(replace(own_task, name="own/empty", load=lambda _: []))
+    with pytest.raises(InputError, match="own/empty is left out: its data hold no samples"):
+        run_eval(text_engine, EvalSettings(suites=("own/empty",)), tmp_path)
+    run_eval(text_engine, EvalSettings(suites=("own/letters",), ratios=(4,), limit=1), tmp_path)
+    assert _records(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

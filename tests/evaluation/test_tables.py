@@ -61,7 +61,7 @@ def test_tables_for_the_terminal_and_in_markdown_hold_the_same(run: Run) -> None
 
 def test_tasks_beyond_the_model_are_told_in_words(run: Run) -> None:
     text = run_markdown(run)
-    assert "recall/uuid: too small a model: full text gives 0.00." in text
+    assert "recall/uuid: no share can be given (models of this size cannot do it): full text gives 0.00." in text
     assert "rag/nq: too small" not in text
     assert "4 of rag/invented" in text
     assert "code/repo is left out: no file was found." in text

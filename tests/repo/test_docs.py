@@ -28,6 +28,7 @@ def programs(name: str) -> str:
         ("docs/operations.md", ""),
         ("docs/verbatim.md", ""),
         ("docs/evaluation.md", "gist 4"),
+        ("docs/extending.md", ""),
         ("docs/calibration.md", "composed"),
     ],
 )

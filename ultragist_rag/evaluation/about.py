@@ -80,7 +80,7 @@ def notes(found: Sequence[Cell]) -> list[str]:
     lines = []
     for cell in found:
         if cell.condition.method == "full" and not cell.group and is_too_small(cell):
-            why = "too small a model" if cell.task.lm_needed else "no share can be given"
+            why = "no share can be given" + (" (models of this size cannot do it)" if cell.task.lm_needed else "")
             guess = f", guessing {cell.task.chance:.2f}" if cell.task.chance else ""
             lines.append(f"{cell.task.name}: {why}: full text gives {cell.score[0]:.2f}{guess}.")
     skipped: dict[str, int] = {}

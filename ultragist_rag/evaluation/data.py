@@ -15,7 +15,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,14 @@ class Source:
         suffix = _suffix(path)
         try:
             if suffix == ".jsonl":
-                yield from (json.loads(line) for line in self.lines(role) if line.strip())
+                yield from _json_lines(self.lines(role))
             elif suffix == ".json":
                 value = json.loads(_read(path))
                 yield from value if isinstance(value, list) else [value]
             else:
                 yield from csv.DictReader(io.StringIO(_read(path)), delimiter="\t" if suffix == ".tsv" else ",")
         except (ValueError, csv.Error) as error:
-            raise InputError(f"{path} is damaged: {error}. Fetch it again.") from error
+            raise InputError(f"{path} is damaged: {error}. Mend it, or fetch it again.") from error
 
     def lines(self, role: str = "test", encoding: str = "utf-8") -> Iterator[str]:
         """Yield the lines of a text file, without their ends."""
@@ -129,6 +129,15 @@ class Source:
         except (OSError, RuntimeError, ValueError) as error:  # no network, no such data set or split, a script
             raise MissingDataError(f"{self.task} is left out: {name!r} cannot be loaded ({error}).") from error
         yield from (dict(record) for record in found)
+
+
+def _json_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON ({error})") from error
 
 
 def _suffix(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 Is        `Extra`: a name and a function that gives lines; and how names of suites become tasks and extras.
 Flow      task, weak, failures -> [extras] -> settings, runner.
-Change    add one: a function of engine, settings, ratios here, and its name in `_EXTRAS`.
+Change    add one: a function of engine, settings, ratios here, and its name in `EXTRAS`.
 Not here  what they measure -> weak.py, failures/.
 Holds     a name of a suite, task or extra that is unknown is an error, never left out.
 """
@@ -18,7 +18,7 @@ from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.task import Task, registered_tasks, suite_tasks
 
-__all__ = ["Extra", "Wanted", "resolve"]
+__all__ = ["EXTRAS", "Extra", "Wanted", "resolve"]
 
 Row = dict[str, Any]
 
@@ -86,11 +86,11 @@ def resolve(names: Iterable[str]) -> tuple[list[Task], list[Extra]]:
         InputError: If a name is unknown.
     """
     tasks = registered_tasks()
-    suites = list(dict.fromkeys([*(task.suite for task in tasks.values()), *(extra.suite for extra in _EXTRAS)]))
+    suites = list(dict.fromkeys([*(task.suite for task in tasks.values()), *(extra.suite for extra in EXTRAS)]))
     extras: dict[str, Extra] = {}
     known = []
     for name in names:
-        found = {extra.name: extra for extra in _EXTRAS if name in ("all", extra.name, extra.suite)}
+        found = {extra.name: extra for extra in EXTRAS if name in ("all", extra.name, extra.suite)}
         if name.startswith(f"{_LM_EVAL}/"):
             found[name] = Extra(name, partial(_lm_eval, name.removeprefix(f"{_LM_EVAL}/"), name), source="lm-eval")
         is_task = any(name in ("all", task.name, task.suite) for task in tasks.values())
@@ -137,7 +137,7 @@ def _probe(engine: UltraGist, wanted: Wanted) -> Iterable[Row]:
     return measure_probe(engine, ratios=wanted.ratios, limit=wanted.limit, seed=wanted.seed)
 
 
-_EXTRAS = (
+EXTRAS = (
     Extra("failures/position", _position),
     Extra("failures/probe", _probe),
     *(

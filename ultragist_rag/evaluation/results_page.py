@@ -81,7 +81,7 @@ def results_figures(runs: Sequence[Run], *, more: Sequence[More] = ()) -> dict[s
 
 
 def write_results(runs: Sequence[Run], path: Path, *, more: Sequence[More] = ()) -> None:
-    """Write the page and its pictures; pictures lie in `results/plots` beside it, those of an older page go.
+    """Write the page and its pictures; pictures lie in `results/plots` beside it, older ones of these runs go.
 
     Args:
         runs: The runs of the page.
@@ -96,8 +96,8 @@ def write_results(runs: Sequence[Run], path: Path, *, more: Sequence[More] = ())
     folder = path.parent / "results" / "plots"
     pictures = {name: png(figure) for name, figure in results_figures(runs, more=more).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
+    for old in (old for run in runs for old in folder.glob(f"{file_name(run.name)}-*.png")):
+        old.unlink(missing_ok=True)
     for name, data in pictures.items():
         (folder / f"{name}.png").write_bytes(data)
     images = {name: f"results/plots/{name}.png" for name in pictures}

@@ -100,7 +100,7 @@ class _Run:
             "settings": _plain(self._settings),
         }
         path = self._folder / RUN
-        if path.is_file():
+        if path.is_file() and (self._folder / RECORDS).is_file():  # one that measured nothing is free
             before = json.loads(path.read_text("utf-8"))
             for name, value in fixed.items():
                 if before.get(name, value) != value:
@@ -122,7 +122,7 @@ class _Run:
     def close(self) -> None:
         """Say what was measured and what was not."""
         self._write_about()
-        if not self._tasks:
+        if not self._tasks or not (self._folder / RECORDS).is_file():
             raise InputError("nothing was measured: " + " ".join(self._left_out))
 
     def note_missing(self, need_data: Sequence[str]) -> None:
@@ -145,6 +145,9 @@ class _Run:
             ]
         except MissingDataError as error:
             self._leave_out(str(error))
+            return
+        if not samples:
+            self._leave_out(f"{task.name} is left out: its data hold no samples.")
             return
         self._note_task(task.name, task, len(samples))
         cells = self._cells()

@@ -64,8 +64,8 @@ def find_peers_python() -> Path:
         f"{PYTHON_VARIABLE} is {named!r}, which is no file" if named else f"there is no {ENVIRONMENT} in {Path.cwd()}"
     )
     raise InputError(
-        f"{where}: the methods {', '.join(PEERS)} need an environment of their own. Run `make peers` there, or set "
-        f"{PYTHON_VARIABLE} to a Python that has kvpress and llmlingua."
+        f"{where}: the methods {', '.join(PEERS)} need an environment of their own. Run `make peers` in a checkout of "
+        f"the project, or make one by pip (docs/evaluation.md), and set {PYTHON_VARIABLE} to its Python."
     )
 
 
