@@ -197,23 +197,15 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     as_json: AsJson = False,
 ) -> None:
     """Measure answers about held-out countries: full text, memories at every ratio, composed and joint, no document."""
-    from rich.console import Console
-
-    from ultragist_rag.console import print_json
+    from ultragist_rag.console import print_rows
     from ultragist_rag.evaluation import quantised, report
 
     if quantise is None:
         measured = report.evaluate_model(model, base, data, (corpus, questions), limit)
-        table, rows = report.table(measured), [row.to_dict() for row in measured]
+        print_rows(measured, report.table(measured), output, TABLE_WIDTH, as_json=as_json)
     else:
         compared = quantised.evaluate_quantised(model, data, (corpus, questions), quantise.split(","), limit)
-        table, rows = quantised.quantised_table(compared), [row.to_dict() for row in compared]
-    if output is not None:
-        report.write_rows(rows, output)
-    if as_json:
-        print_json(rows)
-    else:
-        Console(width=TABLE_WIDTH).print(table)
+        print_rows(compared, quantised.quantised_table(compared), output, TABLE_WIDTH, as_json=as_json)
 
 
 def _parse_ratio(ratio: str) -> int | None:

@@ -14,8 +14,7 @@ from typing import Annotated
 
 import typer
 
-from ultragist_rag.cli_errors import one_line_errors
-from ultragist_rag.errors import InputError
+from ultragist_rag.cli_errors import one_line_errors, whole_numbers
 
 __all__ = ["attribution"]
 
@@ -40,30 +39,20 @@ def attribution(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Measure how well source scores find the document that an answer about held-out countries is from."""
     plan = [_ratios(one) for one in ratio or _PLAN]
-    from ultragist_rag.console import print_json
+    from ultragist_rag.console import print_rows
     from ultragist_rag.engine import UltraGist
     from ultragist_rag.evaluation.attribution import attribution_table, measure_attribution
     from ultragist_rag.evaluation.heldout import corpus_cases
     from ultragist_rag.evaluation.metrics import spread
-    from ultragist_rag.evaluation.report import write_rows
 
     cases = spread(corpus_cases(corpus, questions), limit)
     engine = UltraGist.from_pretrained(model)
     rows = [row for ratios in plan for row in measure_attribution(engine, cases, ratios)]
-    plain = [row.to_dict() for row in rows]
-    if output is not None:
-        write_rows(plain, output)
-    if as_json:
-        print_json(plain)
-        return
-    from rich.console import Console
-
-    Console(width=_WIDTH).print(attribution_table(rows))
+    print_rows(rows, attribution_table(rows), output, _WIDTH, as_json=as_json)
 
 
 def _ratios(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not (part.isascii() and part.isdigit() and int(part))]
-    if wrong:
-        raise InputError(f"ratio {wrong[0]!r} is unknown: give whole numbers of at least 1, such as 4 or 2,4,8.")
-    return [int(part) for part in parts]
+    return whole_numbers(
+        map(str.strip, text.split(",")),
+        lambda wrong: f"ratio {wrong!r} is unknown: give whole numbers of at least 1, such as 4 or 2,4,8.",
+    )

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ultragist_rag.cli_errors import one_line_errors
+from ultragist_rag.cli_errors import names, one_line_errors, whole_numbers
 from ultragist_rag.errors import InputError
 
 __all__ = ["calibrate"]
@@ -103,8 +103,8 @@ def _as_arguments(options: dict[str, str]) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    wrong = [part for part in parts if not (part.isascii() and part.isdigit() and int(part))]
-    if wrong or not parts:
-        raise InputError(f"ratios are {text!r}: give whole numbers of at least 1, such as 2,4,8,16.")
-    return sorted(set(map(int, parts)))
+    complaint = f"ratios are {text!r}: give whole numbers of at least 1, such as 2,4,8,16."
+    found = whole_numbers(names(text), lambda _: complaint)
+    if not found:
+        raise InputError(complaint)
+    return sorted(set(found))

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ultragist_rag.cli_errors import one_line_errors
+from ultragist_rag.cli_errors import names, one_line_errors, whole_numbers
 from ultragist_rag.errors import InputError
 
 __all__ = ["eval_command", "results"]
@@ -53,7 +53,7 @@ def eval_command(  # noqa: PLR0913 - one parameter per option
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Measure a checkpoint on suites of tasks: full text, gist memories, and what else fits into as many bytes."""
-    from ultragist_rag.console import print_json
+    from ultragist_rag.console import print_json, print_table
     from ultragist_rag.evaluation.runner import run_eval
     from ultragist_rag.evaluation.settings import EvalSettings
     from ultragist_rag.pipeline import load_engine
@@ -63,9 +63,9 @@ def eval_command(  # noqa: PLR0913 - one parameter per option
         return
     suites, some_ratios, some_methods, few, small = _QUICK if quick else _USUAL
     settings = EvalSettings(
-        suites=_names(suite or suites),
-        ratios=tuple(map(_number, _names(ratios or some_ratios))),
-        methods=_names(methods or some_methods),
+        suites=tuple(names(suite or suites)),
+        ratios=tuple(whole_numbers(names(ratios or some_ratios), _complain)),
+        methods=tuple(names(methods or some_methods)),
         budget=budget,
         limit=limit or few,
         context=context or small,
@@ -79,12 +79,12 @@ def eval_command(  # noqa: PLR0913 - one parameter per option
     from ultragist_rag.evaluation.tables import run_table
     from ultragist_rag.evaluation.write import write_report
 
-    page = write_report(output, more=[failures_section])
     run = read_run(output)
+    page = write_report(run, more=[failures_section])
     if as_json:
         print_json([cell.to_dict() for cell in cells(run)])
         return
-    _print_table(run_table(run))
+    print_table(run_table(run), _WIDTH)
     typer.echo(f"Lines, plots and the page {page.name} are in {output}")
 
 
@@ -108,9 +108,13 @@ def results(
     typer.echo(f"Written to {output}")
 
 
-def _check_packages(*names: str) -> None:
+def _complain(wrong: str) -> str:
+    return f"ratio {wrong!r} is no number: give whole numbers of at least 1, such as 4,8,16."
+
+
+def _check_packages(*packages: str) -> None:
     """Refuse to begin what could not be finished."""
-    missing = [name for name in names if find_spec(name) is None]
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise InputError(f"not installed: {', '.join(missing)}. Run: pip install 'ultragist-rag[eval]'")
 
@@ -118,36 +122,18 @@ def _check_packages(*names: str) -> None:
 def _print_tasks() -> None:
     from rich.table import Table
 
+    from ultragist_rag.console import print_table
     from ultragist_rag.evaluation.extras import EXTRAS
     from ultragist_rag.evaluation.task import registered_tasks
 
     table = Table("task", "asked by", "metric", "files", "published")
     for task in registered_tasks().values():
-        files = "\n".join(names[0] for names in task.files.values()) or "comes with the package"
+        files = "\n".join(some[0] for some in task.files.values()) or "comes with the package"
         table.add_row(task.name, task.kind, task.metric, files, task.source)
     for extra in EXTRAS:
         table.add_row(extra.name, "by other means", "", "data folder" if extra.needs_data else "", extra.source)
     table.add_row("lm-eval/NAME", "lm-eval", "its own", "", "any task that lm-eval knows")
-    _print_table(table)
-
-
-def _print_table(table: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    console.print(table)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise InputError(f"ratio {text!r} is no number: give whole numbers of at least 1, such as 4,8,16.")
-    return int(text)
+    print_table(table, _WIDTH)
 
 
 def _places(given: list[str]) -> dict[str, str]:

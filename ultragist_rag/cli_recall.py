@@ -14,8 +14,7 @@ from typing import Annotated
 
 import typer
 
-from ultragist_rag.cli_errors import one_line_errors
-from ultragist_rag.errors import InputError
+from ultragist_rag.cli_errors import names, one_line_errors, whole_numbers
 
 __all__ = ["recall"]
 
@@ -34,33 +33,18 @@ def recall(  # noqa: PLR0913 - one parameter per option
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Ask for numbers and UUIDs in compressed documents, with and without verbatim tokens, at equal slots."""
-    from ultragist_rag.console import print_json
+    from ultragist_rag.console import print_rows
     from ultragist_rag.engine import UltraGist
     from ultragist_rag.evaluation.recall import BUDGETS, measure_recall, read_pool, recall_cases, recall_table
-    from ultragist_rag.evaluation.report import write_rows
     from ultragist_rag.memory.verbatim import policy_name
 
     policies = [policy_name(name.strip()) for name in verbatim.split(",")]
-    given = _numbers(slots)
+    given = whole_numbers(
+        names(slots), lambda wrong: f"slots {wrong!r} is no number: give whole numbers of at least 1, such as 24,48."
+    )
     pool = read_pool(facts)
     engine = UltraGist.from_pretrained(model)
     rows = []
     for task, budgets in BUDGETS.items():
         rows += measure_recall(engine, task, recall_cases(task, pool, questions), given or budgets, policies)
-    plain = [row.to_dict() for row in rows]
-    if output is not None:
-        write_rows(plain, output)
-    if as_json:
-        print_json(plain)
-        return
-    from rich.console import Console
-
-    Console(width=_WIDTH).print(recall_table(rows))
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    wrong = [part for part in parts if not (part.isascii() and part.isdigit() and int(part))]
-    if wrong:
-        raise InputError(f"slots {wrong[0]!r} is no number: give whole numbers of at least 1, such as 24,48.")
-    return [int(part) for part in parts]
+    print_rows(rows, recall_table(rows), output, _WIDTH, as_json=as_json)

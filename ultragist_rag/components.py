@@ -193,6 +193,11 @@ class ReadFields(EngineFields):
             settings["stop"] = texts
         return settings | given
 
+    @staticmethod
+    def _marked(n_from_text: int) -> dict[str, Any]:
+        """Say how many documents were read from their text instead of their memory; nothing if none were."""
+        return {"ultragist": {"read_from_text": n_from_text}} if n_from_text else {}
+
     def _cited(self, pieces: Sequence[Any], scores: Sequence[float] | None) -> dict[str, Any]:
         """Return what an answer says about the memories it was read from; nothing if it was not asked to."""
         return {} if scores is None else {"sources": cite(self.store, pieces, scores)}

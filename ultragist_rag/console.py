@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -23,7 +24,7 @@ from rich.text import Text
 from ultragist_rag.pipeline import Answer, IndexReport
 from ultragist_rag.store import StoreProgress
 
-__all__ = ["print_answers", "print_json", "print_record", "print_report", "progress_bar"]
+__all__ = ["print_answers", "print_json", "print_record", "print_report", "print_rows", "print_table", "progress_bar"]
 
 _WIDTH_IN_FILES = 160
 
@@ -91,10 +92,34 @@ def print_answers(answers: Sequence[Answer]) -> None:
         if compared:
             cells += [answer.full_text_answer or "", _milliseconds(answer.full_text_first_token_seconds or 0.0)]
         table.add_row(*map(Text, cells))
+    print_table(table)
+
+
+def print_table(table: Table, width: int = _WIDTH_IN_FILES) -> None:
+    """Print a table, as wide as the terminal; as wide as told where there is none."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH_IN_FILES)
-    console.print(table)
+    (console if console.is_terminal else Console(width=width)).print(table)
+
+
+def print_rows(rows: Sequence[Any], table: Table, output: Path | None, width: int, *, as_json: bool) -> None:
+    """Print what was measured as a table or as JSON, and write it if there is a file for it.
+
+    Args:
+        rows: Records with `to_dict`.
+        table: The same as a table.
+        output: File for the rows, with the versions they were measured with.
+        width: Of the table in characters.
+        as_json: Print JSON instead.
+    """
+    from ultragist_rag.evaluation.report import write_rows
+
+    plain = [row.to_dict() for row in rows]
+    if output is not None:
+        write_rows(plain, output)
+    if as_json:
+        print_json(plain)
+    else:
+        Console(width=width).print(table)
 
 
 def _milliseconds(seconds: float) -> str:

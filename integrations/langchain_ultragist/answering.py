@@ -28,7 +28,7 @@ from ultragist_rag.store.scope import current_scope
 if TYPE_CHECKING:
     from langchain_core.caches import BaseCache
 
-__all__ = ["AnsweringModel", "mark_of"]
+__all__ = ["AnsweringModel"]
 
 
 class AnsweringModel(ReadFields):
@@ -125,11 +125,6 @@ class AnsweringModel(ReadFields):
         if not markers or self.store is None:
             return not markers
         return all(marker in self.store and (scope is None or marker in scope) for marker in markers)
-
-
-def mark_of(n_from_text: int) -> dict[str, Any]:
-    """Say how many documents were read from their text instead of their memory; nothing if none were."""
-    return {"ultragist": {"read_from_text": n_from_text}} if n_from_text else {}
 
 
 def _digest(engine: UltraGist) -> str:

@@ -24,7 +24,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_ultragist.answering import AnsweringModel, mark_of
+from langchain_ultragist.answering import AnsweringModel
 from langchain_ultragist.messages import texts_of, to_chat, usage_of
 from langchain_ultragist.tool_text import PlainText, ToolText, choose, opening_of
 from ultragist_rag.errors import InputError
@@ -225,7 +225,7 @@ class ChatUltraGist(AnsweringModel, BaseChatModel):
             invalid_tool_calls=broken,
             usage_metadata=usage_of(answer.n_prompt_tokens, answer.n_slots, len(answer.ids)),
             response_metadata=self._metadata(answer.finish)
-            | mark_of(answer.n_from_text)
+            | self._marked(answer.n_from_text)
             | self._cited(pieces, answer.sources),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
@@ -245,7 +245,7 @@ class ChatUltraGist(AnsweringModel, BaseChatModel):
                 tool_call_chunks=[_call_chunk(call, number) for number, call in enumerate([*calls, *broken])],
                 usage_metadata=usage_of(stream.n_prompt_tokens, stream.n_slots, stream.n_tokens),
                 response_metadata=self._metadata(str(stream.finish))
-                | mark_of(stream.n_from_text)
+                | self._marked(stream.n_from_text)
                 | self._cited(pieces, stream.sources),
                 chunk_position="last",
             )

@@ -17,7 +17,7 @@ from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from langchain_ultragist.answering import AnsweringModel, mark_of
+from langchain_ultragist.answering import AnsweringModel
 from ultragist_rag.requests import in_thread, iterate
 
 __all__ = ["UltraGistLLM"]
@@ -140,14 +140,14 @@ class UltraGistLLM(AnsweringModel, BaseLLM):
                     Generation(
                         text=answer.text,
                         generation_info={"finish_reason": answer.finish}
-                        | mark_of(answer.n_from_text)
+                        | self._marked(answer.n_from_text)
                         | self._cited(pieces, answer.sources),
                     )
                 ]
                 for pieces, answer in zip(batch, answers, strict=True)
             ],
             llm_output={"token_usage": _usage(*map(sum, zip(*counts, strict=True))), "model_name": self._name}
-            | mark_of(sum(answer.n_from_text for answer in answers)),
+            | self._marked(sum(answer.n_from_text for answer in answers)),
         )
 
     def _chunks(
@@ -161,7 +161,7 @@ class UltraGistLLM(AnsweringModel, BaseLLM):
             usage = _usage(stream.n_prompt_tokens, stream.n_slots, stream.n_tokens)
             info = {"finish_reason": stream.finish, "token_usage": usage, "model_name": self._name}
             cited = self._cited(pieces, stream.sources)
-            yield GenerationChunk(text="", generation_info=info | mark_of(stream.n_from_text) | cited)
+            yield GenerationChunk(text="", generation_info=info | self._marked(stream.n_from_text) | cited)
 
 
 def _settings(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -215,8 +215,7 @@ class UltraGistLLM(ReadFields, CustomLLM):
             "total_tokens": n_prompt + n_tokens,
             "prompt_tokens_details": {"cached_tokens": answer.n_slots},
         }
-        mark = {"ultragist": {"read_from_text": answer.n_from_text}} if answer.n_from_text else {}
-        return {"model": self._name, "finish_reason": answer.finish, "usage": usage, **mark}
+        return {"model": self._name, "finish_reason": answer.finish, "usage": usage} | self._marked(answer.n_from_text)
 
 
 def _chat(response: CompletionResponse) -> ChatResponse:

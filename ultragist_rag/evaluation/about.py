@@ -65,7 +65,7 @@ def is_too_small(full: Cell | SuiteCell | None) -> bool:
         return full.full_score < _NOTHING_TO_KEEP
     if full is None or full.task.lower_is_better:
         return False
-    return full.score[0] < _NOTHING_TO_KEEP or (full.task.chance > 0 and full.score[1] <= full.task.chance)
+    return full.score[0] < _NOTHING_TO_KEEP or full.task.is_guessed(full.score)
 
 
 def notes(found: Sequence[Cell]) -> list[str]:

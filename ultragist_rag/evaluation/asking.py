@@ -28,7 +28,7 @@ from ultragist_rag.memory.pieces import Piece, check_fit, to_prompt, with_lead
 from ultragist_rag.memory.prompt import count_prompt, prompt_forward
 from ultragist_rag.memory.text import TextCodec
 
-__all__ = ["Asked", "ask", "log_likelihoods", "now", "prompt_of"]
+__all__ = ["Asked", "ask", "log_likelihood", "log_likelihoods", "now", "prompt_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +130,19 @@ def log_likelihoods(
     wanted = [torch.arange(n - len(ids) + first, n) - 1 for n, ids in zip(counts, rows, strict=True)]
     with engine.attachment.lock:
         logits = prompt_forward(engine.attachment, prompts, wanted=wanted).logits
-    return [(_sum(row, ids[first:]), len(ids) - first) for row, ids in zip(logits, rows, strict=True)]
+    return [(log_likelihood(row, ids[first:]), len(ids) - first) for row, ids in zip(logits, rows, strict=True)]
 
 
-def _sum(logits: Tensor, ids: Tensor) -> float:
+def log_likelihood(logits: Tensor, ids: Tensor) -> float:
+    """Sum the log-probabilities of tokens, in nats.
+
+    Args:
+        logits: That predict them, shape (tokens, vocab).
+        ids: The tokens, shape (tokens,).
+
+    Returns:
+        The sum.
+    """
     of_each = logits.float().log_softmax(-1).gather(1, ids.to(logits.device)[:, None])
     return float(of_each.double().sum())
 

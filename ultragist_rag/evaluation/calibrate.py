@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.answering import Pieces, lay_out
+from ultragist_rag.evaluation.environment import versions
 from ultragist_rag.evaluation.heldout import Case
 from ultragist_rag.evaluation.metrics import bootstrap, exact_match, mean, normalise
 from ultragist_rag.evaluation.tasks.places import Fact, Page, askable, draw_places, page
@@ -154,7 +154,7 @@ def calibrate(
         settings=settings_of(engine.config),
         date=datetime.now(UTC).date().isoformat(),
         command=command,
-        versions={name: metadata.version(name) for name in ("ultragist-rag", "torch", "transformers")},
+        versions=versions(),
         questions=len(asked),
         figures=tuple(figures),
         thresholds=thresholds or Thresholds(),

@@ -26,6 +26,9 @@ __all__ = ["MissingDataError", "Source"]
 
 _PLACES = ("", "eval", "qa_train", "train")
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
+_ENDS = ("", *_OPENERS)
+"""What a file may end with besides its name: files are found packed, too."""
+
 _HUB = "hub:"
 
 
@@ -39,7 +42,7 @@ class Source:
 
     Attributes:
         task: Name of the task, for messages.
-        files: Names of files to look for, by role.
+        files: Names of files to look for, by role; packed ones (`.xz`, `.gz`) are found by the same names.
         place: Folder or file with the data, or `hub:NAME`, `hub:NAME:CONFIG` or `hub:NAME:CONFIG:SPLIT`; None if
             nobody named one.
         room: Tokens that a context may have.
@@ -96,7 +99,7 @@ class Source:
             role: Which file.
 
         Returns:
-            The first of its names that is there.
+            The first of its names that is there, as it is or packed.
 
         Raises:
             MissingDataError: If none is.
@@ -108,10 +111,9 @@ class Source:
         place = Path(self.place)
         if place.is_file():
             return place
-        for name in names:
-            for inner in _PLACES:
-                if (place / inner / name).is_file():
-                    return place / inner / name
+        for found in (place / inner / f"{name}{end}" for name in names for end in _ENDS for inner in _PLACES):
+            if found.is_file():
+                return found
         raise MissingDataError(f"{self.task} is left out: {place} holds no {' or '.join(names)}.")
 
     @property

@@ -1,6 +1,6 @@
 """Say what computed a number: model, machine, versions.
 
-Is        one function of an engine.
+Is        functions of an engine and of what is installed.
 Flow      engine -> [environment] -> runner.
 Change    what is told.
 Holds     plain JSON values, the same whenever it is asked.
@@ -17,7 +17,12 @@ import torch
 
 from ultragist_rag.engine import UltraGist
 
-__all__ = ["describe"]
+__all__ = ["describe", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    return {name: metadata.version(name) for name in ("ultragist-rag", "torch", "transformers")}
 
 
 def describe(engine: UltraGist) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def describe(engine: UltraGist) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {cores} cores ({platform.machine()})"
     return {
         "device": name,
-        "versions": {one: metadata.version(one) for one in ("ultragist-rag", "torch", "transformers")},
+        "versions": versions(),
         "n_parameters": sum(value.numel() for value in engine.model.parameters()),
         "n_positions": engine.max_positions,
         "dtype": str(engine.model.dtype).removeprefix("torch."),

@@ -9,14 +9,14 @@ Holds     every method gets the same documents; none that holds the answer is le
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.data import Source
-from ultragist_rag.evaluation.methods import Context, has_ratio, slots_at
+from ultragist_rag.evaluation.methods import Context, count_tokens, has_ratio, slots_at
 from ultragist_rag.evaluation.settings import EvalSettings
 from ultragist_rag.evaluation.task import Sample, Task
-from ultragist_rag.memory.text import TextCodec
 
 __all__ = ["bytes_per_slot", "context_of", "fit", "source_of"]
 
@@ -40,7 +40,7 @@ def source_of(engine: UltraGist, settings: EvalSettings, task: Task) -> Source:
         files=task.files,
         place=settings.data.get(task.name, settings.data.get("")) if task.files else None,
         room=settings.context or min(engine.max_positions // 2, _MOST),
-        count=lambda text: len(TextCodec.of(engine.tokenizer).encode(text)),
+        count=partial(count_tokens, engine),
         seed=settings.seed,
         window=engine.config.window,
     )
@@ -48,12 +48,11 @@ def source_of(engine: UltraGist, settings: EvalSettings, task: Task) -> Source:
 
 def fit(engine: UltraGist, settings: EvalSettings, task: Task, sample: Sample) -> Sample:
     """Leave out documents that do not hold the answer, the last first, until the full text fits."""
-    codec = TextCodec.of(engine.tokenizer)
-    around = sum(len(codec.encode(text)) for text in (sample.head, sample.tail, *sample.choices))
+    around = sum(count_tokens(engine, text) for text in (sample.head, sample.tail, *sample.choices))
     most = engine.max_positions - around - task.n_new - _SPARE
     if settings.context is not None:
         most = min(most, settings.context)
-    sizes = [len(codec.encode(document + task.separator)) for document in sample.documents]
+    sizes = [count_tokens(engine, document + task.separator) for document in sample.documents]
     kept = list(range(len(sizes)))
     for place in reversed(range(len(sizes))):
         if sum(sizes[one] for one in kept) <= most:

@@ -26,10 +26,7 @@ __all__ = ["LM_TASKS", "bbh", "everyday", "gsm8k", "piqa"]
 LM_TASKS = Path(__file__).with_name("lm_tasks")
 """Folder of the task files."""
 
-_GSM8K = {
-    role: tuple(f"{folder}{role}.jsonl{packed}" for folder in ("gsm8k/", "") for packed in (".xz", ""))
-    for role in ("test", "train")
-}
+_GSM8K = {role: (f"gsm8k/{role}.jsonl", f"{role}.jsonl") for role in ("test", "train")}
 _PIQA = {"test": ("piqa_valid.jsonl", "valid.jsonl"), "labels": ("piqa_valid-labels.lst", "valid-labels.lst")}
 _BBH = {"test": tuple(f"{folder}boolean_expressions.json" for folder in ("bbh/bbh/", "bbh/", ""))}
 _N_EXAMPLES = 8

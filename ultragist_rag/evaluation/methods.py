@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -27,7 +28,7 @@ from ultragist_rag.memory.pieces import Piece
 from ultragist_rag.memory.text import TextCodec
 from ultragist_rag.memory.verbatim import policy_name
 
-__all__ = ["Context", "Shown", "check_methods", "has_ratio", "is_prepared", "show", "slots_at"]
+__all__ = ["Context", "Shown", "check_methods", "count_tokens", "has_ratio", "is_prepared", "show", "slots_at"]
 
 _LONGEST_UNIT = 400
 """Characters of what BM25 chooses among: lines, and sentences of longer lines."""
@@ -58,6 +59,11 @@ class Context:
         """All documents as one text."""
         return self.separator.join(self.sample.documents)
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all documents as one text."""
+        return count_tokens(self.engine, self.text)
+
     def ids(self, text: str) -> torch.Tensor:
         """Return the token ids of a text, shape (tokens,)."""
         return TextCodec.of(self.engine.tokenizer).encode(text)
@@ -74,6 +80,16 @@ class Shown:
 
     pieces: list[Piece]
     slots: int
+
+
+@lru_cache(maxsize=1024)
+def _count(codec: TextCodec, text: str) -> int:
+    return len(codec.encode(text))
+
+
+def count_tokens(engine: UltraGist, text: str) -> int:
+    """Count the tokens of a text; the same text, as every method and ratio asks for it, is tokenised once."""
+    return _count(TextCodec.of(engine.tokenizer), text)
 
 
 def check_methods(names: Sequence[str]) -> list[str]:
@@ -122,9 +138,9 @@ def slots_at(context: Context) -> int:
     Returns:
         Slots of all memories and tokens of the separators between them.
     """
-    config, ratio = context.engine.config, context.ratio or 1
-    lengths = [len(context.ids(document)) for document in context.sample.documents]
-    return sum(slots_of(n, ratio, config.window) for n in lengths) + _n_separators(context)
+    window, ratio = context.engine.config.window, context.ratio or 1
+    lengths = (count_tokens(context.engine, document) for document in context.sample.documents)
+    return sum(slots_of(n, ratio, window) for n in lengths) + _n_separators(context)
 
 
 def show(method: str, context: Context) -> Shown:
@@ -146,7 +162,7 @@ def show(method: str, context: Context) -> Shown:
 
 
 def _full(context: Context) -> Shown:
-    return Shown([context.text], len(context.ids(context.text)))
+    return Shown([context.text], context.n_tokens)
 
 
 def _closed(_context: Context) -> Shown:
@@ -182,7 +198,7 @@ def _compose(context: Context, memories: Sequence[GistMemory]) -> Shown:
 def _n_separators(context: Context) -> int:
     if not context.separator:
         return 0
-    return len(context.ids(context.separator)) * (len(context.sample.documents) - 1)
+    return count_tokens(context.engine, context.separator) * (len(context.sample.documents) - 1)
 
 
 def _joint(context: Context) -> Shown:

@@ -110,6 +110,10 @@ class TaskFacts:
         """Whether less is better: true of perplexity alone."""
         return self.kind == "perplexity"
 
+    def is_guessed(self, score: tuple[float, float, float]) -> bool:
+        """Tell whether guessing explains a score, by the lower end of its interval."""
+        return self.chance > 0 and score[1] <= self.chance
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:

@@ -37,6 +37,9 @@ from ultragist_rag.evaluation.task import Sample, Task
 
 __all__ = ["run_eval"]
 
+_HEAD = ("task", "id", "group", "method", "ratio", "budget")
+"""What every line begins with."""
+
 Record = dict[str, Any]
 Key = tuple[str, str, str, str, int | None]
 
@@ -149,7 +152,7 @@ class _Run:
         if not samples:
             self._leave_out(f"{task.name} is left out: its data hold no samples.")
             return
-        self._note_task(task.name, task, len(samples))
+        self._note(task, len(samples), kind=task.kind, metric=task.metric, lm_needed=task.lm_needed)
         cells = self._cells()
         own = [(method, ratio) for method, ratio in cells if not peers.is_peer(method)]
         with tqdm(total=len(samples) * len(own), desc=task.name, unit="prompt") as bar:
@@ -191,16 +194,7 @@ class _Run:
             self._leave_out(f"{extra.name} is left out: {error}")
             return
         self._append({"budget": None, **row} for row in rows if _key(row) not in self._done)
-        facts = {
-            "suite": extra.suite,
-            "metric": "",
-            "kind": "extra",
-            "lm_needed": False,
-            "source": extra.source,
-            "chance": extra.chance,
-        }
-        self._tasks[extra.name] = {**facts, "n_samples": len({row["id"] for row in rows})}
-        self._write_about()
+        self._note(extra, len({row["id"] for row in rows}), kind="extra")
 
     def _cells(self) -> list[tuple[str, int | None]]:
         ratios: Sequence[int | None] = self._settings.ratios if self._settings.budget is None else (None,)
@@ -232,7 +226,7 @@ class _Run:
     def _record(
         self, head: Record, context: Context, slots: int, prediction: str, scores: dict[str, float], seconds: Any
     ) -> Record:
-        sizes = {"tokens": len(context.ids(context.text)), "slots": slots, "bytes": slots * self._slot_bytes}
+        sizes = {"tokens": context.n_tokens, "slots": slots, "bytes": slots * self._slot_bytes}
         return {**head, **sizes, "prediction": prediction, "scores": scores, "seconds": seconds}
 
     def _request(self, task: Task, sample: Sample, method: str, ratio: int | None) -> Record:
@@ -255,7 +249,7 @@ class _Run:
 
     def _of_peer(self, task: Task, sample: Sample, got: Record) -> Record:
         """Score what a peer said, as everything else is scored."""
-        head = {name: got[name] for name in ("task", "id", "group", "method", "ratio", "budget")}
+        head = {name: got[name] for name in _HEAD}
         if "skipped" in got:
             return {**head, "skipped": got["skipped"]}
         if task.kind == "perplexity":
@@ -265,16 +259,9 @@ class _Run:
         context = Context(engine=self._engine, sample=sample, separator=task.separator)
         return self._record(head, context, got["slots"], got["prediction"], scores, got["seconds"])
 
-    def _note_task(self, name: str, task: Task, n_samples: int) -> None:
-        self._tasks[name] = {
-            "suite": task.suite,
-            "metric": task.metric,
-            "kind": task.kind,
-            "chance": task.chance,
-            "lm_needed": task.lm_needed,
-            "source": task.source,
-            "n_samples": n_samples,
-        }
+    def _note(self, one: Task | Extra, n_samples: int, *, kind: str, metric: str = "", lm_needed: bool = False) -> None:
+        about = {"suite": one.suite, "metric": metric, "kind": kind, "chance": one.chance, "lm_needed": lm_needed}
+        self._tasks[one.name] = {**about, "source": one.source, "n_samples": n_samples}
         self._write_about()
 
     def _leave_out(self, why: str) -> None:
@@ -285,7 +272,7 @@ class _Run:
         with (self._folder / RECORDS).open("a", encoding="utf-8") as file:
             for record in records:
                 if not all(math.isfinite(score) for score in record.get("scores", {}).values()):
-                    head = {name: record[name] for name in ("task", "id", "group", "method", "ratio", "budget")}
+                    head = {name: record[name] for name in _HEAD}
                     record = {**head, "skipped": f"no finite score: {record['scores']}"}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()

@@ -1,7 +1,7 @@
 """Read token ids as one stream whose full windows are condensed, and score the tokens that follow or the stream itself.
 
 Is        `StreamReader`: a context in, a memory and raw tokens out; log-likelihoods of what stands behind them.
-Flow      layout, memory, engine -> [streams] -> harness.
+Flow      layout, memory, engine, asking -> [streams] -> harness.
 Paper     UltraGist, arXiv 2405.16635, section 3; arXiv 2412.17483, section 4, for what is lost at a window's boundary.
 Change    what of a context is condensed, what is cut if it is too long.
 Not here  texts, tokenizers and lm-eval -> harness.py; documents condensed one by one -> methods.py.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import ContextOverflowError
+from ultragist_rag.evaluation.asking import log_likelihood
 from ultragist_rag.layout.course import Course
 from ultragist_rag.layout.slots import SlotTable
 from ultragist_rag.memory.memory import GistMemory
@@ -179,5 +180,4 @@ class StreamReader:
 
 def _likelihood(logits: Tensor, ids: list[int]) -> Likelihood:
     target = torch.tensor(ids, device=logits.device)
-    of_each = logits.float().log_softmax(-1).gather(1, target[:, None])
-    return float(of_each.double().sum()), bool((logits.argmax(-1) == target).all())
+    return log_likelihood(logits, target), bool((logits.argmax(-1) == target).all())

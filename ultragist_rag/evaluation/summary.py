@@ -249,7 +249,7 @@ def _suite_cell(
         if not ours:
             continue
         score, reference = score_sums(task, ours, theirs, seed=(0, place))
-        if task.chance and interval(reference)[1] <= task.chance:
+        if task.is_guessed(interval(reference)):
             continue  # full text itself does not do better than guessing
         scores.append(1 / score if task.lower_is_better else score)
         references.append(1 / reference if task.lower_is_better else reference)

@@ -67,8 +67,8 @@ class Task:
         n_new: Tokens of an answer at most.
         stop: Texts that end an answer.
         separator: What stands between documents.
-        files: Names of files to look for in a data folder, by role (`test`, `train`), the first found is taken; empty
-            for samples of our own making that come with the package.
+        files: Names of files to look for in a data folder, by role (`test`, `train`), the first found is taken,
+            packed or not; empty for samples of our own making that come with the package.
         source: Where the data are published, and their licence in short; empty for our own.
         chance: Score of guessing.
         lm_needed: Whether models of a few million parameters are too small to do it at all.

@@ -27,11 +27,11 @@ TABLE, PLOTS, PAGE = "table.md", "plots", "report.html"
 """What a report adds to the folder of a run."""
 
 
-def write_report(folder: str | Path, *, more: Sequence[Callable[[Run], Section | None]] = ()) -> Path:
+def write_report(run: Run | str | Path, *, more: Sequence[Callable[[Run], Section | None]] = ()) -> Path:
     """Write `table.md`, `plots/*.png` and `report.html` beside the records of a run; plots of an older report go.
 
     Args:
-        folder: The folder of the run.
+        run: The run, or its folder.
         more: Functions that make further sections of the page; None leaves one out.
 
     Returns:
@@ -44,7 +44,7 @@ def write_report(folder: str | Path, *, more: Sequence[Callable[[Run], Section |
         raise InputError("plots need matplotlib. Run: pip install 'ultragist-rag[eval]'")
     from ultragist_rag.evaluation.plots import figures, png
 
-    run = read_run(folder)
+    run = run if isinstance(run, Run) else read_run(run)
     sections = [section for make in more if (section := make(run)) is not None]
     images = {name: png(figure) for name, figure in figures(run).items()}
     text = page(run, images, sections)

@@ -137,7 +137,7 @@ TASKS: tuple[Task, ...] = (
         score=_score,
         metric="f1",
         n_new=48,
-        files={"test": ("locomo10.json", "locomo10.json.xz")},
+        files={"test": ("locomo10.json",)},
         source="LoCoMo, CC BY-NC 4.0",
         lm_needed=True,
     ),

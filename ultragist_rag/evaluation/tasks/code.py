@@ -106,7 +106,7 @@ TASKS: tuple[Task, ...] = (
         stop=(),
         files={
             "test": (
-                *("repobench.jsonl", "repobench_python.jsonl", "repobench.jsonl.xz", "repobench_python.jsonl.xz"),
+                *("repobench.jsonl", "repobench_python.jsonl"),
                 *("cross_file_first.jsonl", "cross_file_random.jsonl", "in_file.jsonl"),
             )
         },

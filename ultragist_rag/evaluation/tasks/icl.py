@@ -192,11 +192,11 @@ def _score(sample: Sample, prediction: str) -> Scores:
     return accuracy(prediction, sample.answers)
 
 
-_TREC_FILES = {"train": ("train_5500.label", "train_5500.label.xz"), "test": ("TREC_10.label", "TREC_10.label.xz")}
+_TREC_FILES = {"train": ("train_5500.label",), "test": ("TREC_10.label",)}
 _TREC_SOURCE = "TREC question classes, Li and Roth 2002; no licence named"
 _BANKING_FILES = {
-    "train": ("banking77_train.jsonl", "banking77_train.jsonl.xz", "train.csv"),
-    "test": ("banking77_test.jsonl", "banking77_test.jsonl.xz", "test.csv"),
+    "train": ("banking77_train.jsonl", "train.csv"),
+    "test": ("banking77_test.jsonl", "test.csv"),
 }
 
 
@@ -220,14 +220,14 @@ TASKS: tuple[Task, ...] = (
     _task(
         "nlu",
         _nlu,
-        {"test": ("nlu_home_kfold1.jsonl", "nlu_home_kfold1.jsonl.xz")},
+        {"test": ("nlu_home_kfold1.jsonl",)},
         "NLU-Evaluation-Data, Liu et al. 2019, first fold; CC BY 4.0",
     ),
     _task("banking77", _two_files, _BANKING_FILES, "BANKING77, Casanueva et al. 2020; CC BY 4.0"),
     _task(
         "clinc150",
         _clinc,
-        {"test": ("clinc150_full.jsonl", "clinc150_full.jsonl.xz", "data_full.json")},
+        {"test": ("clinc150_full.jsonl", "data_full.json")},
         "CLINC150, Larson et al. 2019; CC BY 3.0",
     ),
 )

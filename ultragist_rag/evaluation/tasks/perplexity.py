@@ -143,10 +143,7 @@ def _score(_sample: Sample, _prediction: str) -> Scores:
 
 
 _WIKITEXT = {
-    "test": (
-        *("wikitext2_valid.txt", "wikitext2_valid.txt.xz", "wiki.valid.tokens", "valid.txt"),
-        *("wiki.test.tokens", "test.txt"),
-    )
+    "test": ("wikitext2_valid.txt", "wiki.valid.tokens", "valid.txt", "wiki.test.tokens", "test.txt"),
 }
 
 

@@ -13,12 +13,10 @@ import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.resources import files
 from typing import NamedTuple
 
-import yaml
-
 from ultragist_rag.evaluation.tasks.fitting import Room
+from ultragist_rag.evaluation.tasks.shipped import shipped
 from ultragist_rag.training.country_fields import FIELDS, SECTIONS, Field
 from ultragist_rag.training.profiles import invented_facts, invented_name, question
 
@@ -28,11 +26,10 @@ __all__ = [
     "Page",
     "Place",
     "askable",
-    "draw_name",
-    "draw_page",
     "draw_place",
     "draw_places",
     "page",
+    "pool",
     "shrink",
 ]
 
@@ -110,33 +107,33 @@ class Page:
         return f"{self.header}\n\n" + "\n".join(line.text for line in self.lines)
 
 
+@lru_cache(maxsize=1)
+def pool() -> dict[str, list[str]]:
+    """Return what values of each field look like, by its key."""
+    by_label: dict[str, list[str]] = shipped("places.yaml")
+    return {field.key: by_label[field.label] for field in FIELDS}
+
+
 @lru_cache(maxsize=len(SECTIONS))
 def _values(section: str) -> dict[str, list[str]]:
     """What values of the fields of a section look like; none for the other fields."""
-    text = files("ultragist_rag.evaluation.tasks").joinpath("places.yaml").read_text(encoding="utf-8")
-    by_label: dict[str, list[str]] = yaml.safe_load(text)
-    return {field.key: by_label[field.label] if field.section == section else [] for field in FIELDS}
+    return {field.key: pool()[field.key] if field.section == section else [] for field in FIELDS}
 
 
-def draw_name(rng: random.Random, others: Collection[str] = ()) -> str:
-    """Draw the name of a place that does not exist.
+def draw_place(rng: random.Random, others: Collection[str] = ()) -> Place:
+    """Draw a place with facts in all fields but a few.
 
     Args:
         rng: The generator.
-        others: Names that must not be part of it, nor it of them.
+        others: Names that must not be part of its name, nor it of them.
 
     Returns:
-        The name.
+        The place.
     """
     while True:
         name = invented_name(rng)
         if not any(name in other or other in name for other in others):
-            return name
-
-
-def draw_place(rng: random.Random, others: Collection[str] = ()) -> Place:
-    """Draw a place with facts in all fields but a few; `others` as for `draw_name`."""
-    return Place(draw_name(rng, others), rng.getrandbits(48))
+            return Place(name, rng.getrandbits(48))
 
 
 def draw_places(rng: random.Random, count: int) -> list[Place]:
@@ -170,11 +167,6 @@ def page(place: Place, section: str, rng: random.Random, lines: tuple[int, int])
     found = place.section(section)
     kept = sorted(rng.sample(range(len(found)), min(len(found), rng.randint(*lines))))
     return Page(place.name, f"{place.name} - {section}", tuple(found[index] for index in kept))
-
-
-def draw_page(name: str, section: str, rng: random.Random, lines: tuple[int, int]) -> Page:
-    """Draw a page about a place of which no other page is drawn; all else as for `page`."""
-    return page(Place(name, rng.getrandbits(48)), section, rng, lines)
 
 
 def askable(lines: Iterable[Fact], texts: Sequence[str]) -> list[Fact]:

@@ -217,11 +217,6 @@ def _task(
     )
 
 
-def _packed(name: str, *published: str) -> tuple[str, ...]:
-    """A name, also of a packed file, and those under which the data are published."""
-    return (name, f"{name}.xz", *published)
-
-
 TASKS: tuple[Task, ...] = (
     Task(name="rag/invented", load=invented_samples, score=_score, metric="subem"),
     Task(
@@ -243,15 +238,15 @@ TASKS: tuple[Task, ...] = (
     _task(
         "xquad",
         _among_others(_passages),
-        _packed("xquad_en.jsonl", "xquad.en.json"),
+        ("xquad_en.jsonl", "xquad.en.json"),
         "XQuAD (English), CC BY-SA 4.0",
         32,
     ),
-    _task("policyqa", _among_others(_passages), _packed("policyqa_test.jsonl"), "PolicyQA, MIT", 64),
+    _task("policyqa", _among_others(_passages), ("policyqa_test.jsonl",), "PolicyQA, MIT", 64),
     _task(
         "selqa",
         _among_others(_sentences),
-        _packed("selqa_test.jsonl", "selqa-ass-test.json"),
+        ("selqa_test.jsonl", "selqa-ass-test.json"),
         "SelQA, Apache-2.0; Wikipedia, CC BY-SA",
         n_new=96,
         metric="f1",
@@ -259,19 +254,19 @@ TASKS: tuple[Task, ...] = (
     _task(
         "tatqa",
         _among_others(_reports),
-        _packed("tatqa_dev.jsonl", "tatqa_dataset_dev.json"),
+        ("tatqa_dev.jsonl", "tatqa_dataset_dev.json"),
         "TAT-QA, CC BY 4.0",
         48,
     ),
     _task(
         "tables",
         _among_others(_tables),
-        _packed("wikitablequestions_test.jsonl"),
+        ("wikitablequestions_test.jsonl",),
         "WikiTableQuestions, CC BY-SA 4.0",
         32,
     ),
     *(
-        _task(name, retrieved_samples, _packed(*files), source, 32)
+        _task(name, retrieved_samples, files, source, 32)
         for name, files, source in (
             ("nq", ("nq.jsonl", "nq-dev-multikilt_1000_k50_dep6.jsonl"), "Natural Questions, CC BY-SA 3.0"),
             ("triviaqa", ("triviaqa.jsonl", "triviaqa-dev-multikilt_1000_k50_dep6.jsonl"), "TriviaQA, Apache-2.0"),

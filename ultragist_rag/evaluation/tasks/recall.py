@@ -22,10 +22,9 @@ from ultragist_rag.evaluation.scores import qa_scores
 from ultragist_rag.evaluation.task import Sample, Scores, Task
 from ultragist_rag.evaluation.tasks.fitting import SEPARATOR, Room
 from ultragist_rag.evaluation.tasks.haystack import Haystack, Needle
-from ultragist_rag.evaluation.tasks.places import Place
+from ultragist_rag.evaluation.tasks.places import Place, pool
 from ultragist_rag.evaluation.tasks.rows import rows
-from ultragist_rag.evaluation.tasks.shipped import shipped
-from ultragist_rag.training.country_fields import FIELDS, SECTIONS
+from ultragist_rag.training.country_fields import SECTIONS
 from ultragist_rag.training.profiles import invented_word
 
 __all__ = ["ALIKE", "UNLIKE", "TASKS"]
@@ -209,10 +208,8 @@ def _exact(kind: str) -> Callable[[Source], Iterator[Sample]]:
     """Make a loader: a case among the documents of others."""
 
     def load(source: Source) -> Iterator[Sample]:
-        by_label = shipped("places.yaml")
-        pool = {field.key: by_label[field.label] for field in FIELDS}
         room = Room(source)
-        cases = recall_cases(kind, pool, 2 * _COUNT, source.seed)
+        cases = recall_cases(kind, pool(), 2 * _COUNT, source.seed)
         for index, case in enumerate(cases[:_COUNT]):
             rng = random.Random(f"{source.seed}/{source.task}/{index}")
             others = [one.document for one in cases if _is_apart(one, case)]

@@ -141,7 +141,7 @@ TASKS: tuple[Task, ...] = (
         score=_score,
         metric="ndcg",
         n_new=256,
-        files={"test": ("msmarco.jsonl", "msmarco.jsonl.xz", "test_reranking_data_k50_dep3.jsonl")},
+        files={"test": ("msmarco.jsonl", "test_reranking_data_k50_dep3.jsonl")},
         source="MS MARCO with TREC DL grades, for research only",
         lm_needed=True,
     ),

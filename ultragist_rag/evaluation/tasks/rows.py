@@ -10,12 +10,14 @@ Holds     a record that is not as it should be raises an error that names file, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.data import MissingDataError, Source
 
 __all__ = ["Row", "rows"]
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -43,6 +45,12 @@ class Row(NamedTuple):
         """Return the value of the first of some fields that is there; None if none is."""
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
+    def _typed(self, names: Sequence[str], kind: type[T], wanted: str) -> T:
+        value = self.first(names)
+        if not isinstance(value, kind):
+            raise self.wrong(names[0], wanted)
+        return value
+
     def text(self, *names: str) -> str:
         """Return the text of the first of some fields that is there.
 
@@ -55,8 +63,8 @@ class Row(NamedTuple):
         Raises:
             InputError: If there is none.
         """
-        value = self.first(names)
-        if not isinstance(value, str) or not value.strip():
+        value = self._typed(names, str, "a text")
+        if not value.strip():
             raise self.wrong(names[0], "a text")
         return value
 
@@ -72,10 +80,7 @@ class Row(NamedTuple):
         Raises:
             InputError: If there is none.
         """
-        value = self.first(names)
-        if not isinstance(value, list):
-            raise self.wrong(names[0], "a list")
-        return value
+        return self._typed(names, list, "a list")
 
     def part(self, *names: str) -> Row:
         """Return the record in the first of some fields that is there, told by the number of this one.
@@ -89,10 +94,7 @@ class Row(NamedTuple):
         Raises:
             InputError: If there is none.
         """
-        value = self.first(names)
-        if not isinstance(value, Mapping):
-            raise self.wrong(names[0], "an object")
-        return Row(self.where, self.number, value)
+        return Row(self.where, self.number, self._typed(names, dict, "an object"))
 
     def parts(self, *names: str) -> list[Row]:
         """Return the records in a list, told by the number of this one.
