@@ -53,7 +53,9 @@ def make_text_engine(seed: int = 0) -> Any:
 
 @pytest.fixture(scope="session")
 def text_engine() -> Any:
-    return make_text_engine()
+    engine = make_text_engine()
+    assert engine.tokenizer_fingerprint  # kept from now on: some tests lend the tokenizer another template for a while
+    return engine
 
 
 @pytest.fixture(scope="session")

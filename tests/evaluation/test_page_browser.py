@@ -79,6 +79,7 @@ def test_tables_are_sorted_by_a_click(browser: Browser, report: Path) -> None:  
 
 def test_a_missing_browser_is_a_skip_unless_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("ULTRAGIST_TESTS_NEED", raising=False)
     with pytest.raises(pytest.skip.Exception, match="chromium"):
         need_browser()
     monkeypatch.setenv("ULTRAGIST_TESTS_NEED", "redis,chromium")
