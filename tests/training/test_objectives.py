@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from ultragist_rag.errors import TrainingError
+from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage, TrainConfig
 from ultragist_rag.training.loop import Trainer
-from ultragist_rag.training.objectives import full_loss, independent_loss, joint_loss, stream_loss
-from ultragist_rag.training.optim import orthogonalise
+from ultragist_rag.training.objectives import Loss, independent_loss, joint_loss, stream_loss
+from ultragist_rag.training.optim import Muon, orthogonalise
+from ultragist_rag.training.planned import plan, planned_loss
 
 
 def _parts(config: TrainConfig) -> tuple[Trainer, Stage, int]:
@@ -22,13 +24,18 @@ def _parts(config: TrainConfig) -> tuple[Trainer, Stage, int]:
     return trainer, config.stages[1], lead
 
 
+def full_loss(attachment: Attachment, rows: list[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
+    del rng
+    return planned_loss(attachment, plan(attachment.config, "full", rows, lead, stage, "", 10**6), stage)[0]
+
+
 def _weight(row: object) -> float:
     return sum(row.weights)  # type: ignore[attr-defined]
 
 
 def _asking(trainer: Trainer, stage: Stage, n_documents: int) -> list[Row]:
     """Three rows with questions behind at least so many documents."""
-    rows = [row for step in range(30) for row in trainer.batch(stage, step)]
+    rows = [row for step in range(30) for row in trainer.drawn.rows_of(stage, step)]
     return [row for row in rows if row.separators[-1] and len(row.documents) >= n_documents][:3]
 
 
@@ -57,7 +64,7 @@ def test_documents_left_as_text_give_the_loss_of_full_attention(tiny_run: TrainC
 
 def test_gradients_reach_gists_through_every_window(tiny_run: TrainConfig) -> None:
     trainer, stage, lead = _parts(tiny_run)
-    rows = trainer.batch(stage, 0)[:2]
+    rows = trainer.drawn.rows_of(stage, 0)[:2]
     independent_loss(trainer.attachment, rows, lead, stage, random.Random(0)).value.backward()
     grads = [value.grad for name, value in trainer.attachment.parameters().items() if "k_proj" in name]
     assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
@@ -78,3 +85,23 @@ def test_orthogonalise_brings_singular_values_near_one_and_keeps_directions() ->
     assert values.min() > 0.5
     assert values.max() < 1.3
     assert torch.nn.functional.cosine_similarity(mine.flatten(), (left @ right).flatten(), dim=0) > 0.95
+
+
+def test_matrices_of_one_shape_are_orthogonalised_together_as_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((24, 40), (40, 24)):
+        several = torch.randn(3, *shape, generator=generator)
+        torch.testing.assert_close(orthogonalise(several), torch.stack([orthogonalise(one) for one in several]))
+
+
+def test_muon_takes_every_weight_along_its_own_orthogonal_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((8, 6), (8, 6), (6, 8))]
+    before = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    Muon(weights, lr=0.1, momentum=0.9).step()
+    for weight, old in zip(weights, before, strict=True):
+        assert weight.grad is not None
+        direction = weight.grad.lerp(0.1 * weight.grad, 0.9)  # the average of one gradient, seen Nesterov's way
+        torch.testing.assert_close(weight, old - 0.1 * 0.2 * 8**0.5 * orthogonalise(direction))

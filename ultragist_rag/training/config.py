@@ -44,7 +44,12 @@ class Stage(_Strict):
     windows: tuple[int, ...] = ()
     raw_share: float = Field(default=0.1, ge=0, le=1, description="documents of a gist prompt that stay text")
     text_weight: float = Field(default=0.0, ge=0, description="loss weight of document tokens under full attention")
-    lr: float | None = Field(default=None, gt=0, description="peak of this stage instead of the run's")
+    continued_weight: float = Field(default=1.0, gt=0, description="loss weight of tokens that continue a plain text")
+    verbatim_share: float = Field(default=0.0, ge=0, le=1, description="rows that keep exact values beside the gists")
+    distil: float = Field(default=0.0, ge=0, description="weight of the divergence from answers out of the full text")
+    autoencoding: float = Field(default=0.0, ge=0)
+    one_pass: bool = Field(default=True, description="all windows in one forward, where the settings allow it")
+    lr: float | tuple[float, float] | None = Field(default=None, description="instead of the run's; or from, to")
 
 
 class TrainConfig(_Strict):
@@ -54,6 +59,7 @@ class TrainConfig(_Strict):
     data: Path
     source: Literal["countries", "jsonl"] = "jsonl"
     texts: tuple[str, ...] = ("wikipedia-00",)
+    questions: tuple[str, ...] = ()
     base: str | None = None
     revision: str | None = None
     model: dict[str, Any] = Field(default={}, description="settings of a Llama model trained from scratch")
@@ -73,6 +79,7 @@ class TrainConfig(_Strict):
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=200, gt=0)
+    workers: int = Field(default=0, ge=0, description="processes that draw batches; 0 draws them in between")
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -126,8 +133,9 @@ class TrainConfig(_Strict):
 
     def lr_at(self, step: int) -> float:
         """Learning rate: linear warm-up, flat (a stage may set its own level), linear decay at the end."""
-        stage, _ = self.stage_at(step)
-        peak = stage.lr or self.lr
+        stage, number = self.stage_at(step)
+        first, last = stage.lr if isinstance(stage.lr, tuple) else (stage.lr or self.lr,) * 2
+        peak = first + (last - first) * number / stage.steps
         falling = max(1.0, self.decay * self.n_steps)
         left = (self.n_steps - step) / falling
         return peak * min(1.0, (step + 1) / max(1, self.warmup)) * max(0.05, min(1.0, left))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.lead import find_lead_token
-from ultragist_rag.training.batches import Row, RowMaker
+from ultragist_rag.training.batches import RowMaker
 from ultragist_rag.training.checkpoint import load_state, save_state
-from ultragist_rag.training.config import Stage, TrainConfig
+from ultragist_rag.training.config import TrainConfig
+from ultragist_rag.training.drawing import Batch, Drawn
 from ultragist_rag.training.objectives import OBJECTIVES, Loss
 from ultragist_rag.training.optim import Muon
-from ultragist_rag.training.samples import Recipe
+from ultragist_rag.training.planned import planned_loss
 from ultragist_rag.training.setup import (
     Source,
     checkpoint_layers,
@@ -41,9 +43,6 @@ from ultragist_rag.training.setup import (
 )
 
 __all__ = ["TrainReport", "Trainer"]
-
-_GROUP = 8  # batches drawn together and sorted by length, so that rows of a batch are alike
-_TRIES = 50
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +66,13 @@ class _Objective(nn.Module):
         self._attachment = attachment
         self._lead = lead
 
-    def forward(self, mode: str, rows: Sequence[Row], stage: Stage, seed: str) -> tuple[Tensor, Loss]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Loss]:
         """Loss of one batch."""
-        loss = OBJECTIVES[mode](self._attachment, rows, self._lead, stage, random.Random(seed))
+        if batch.planned is not None:
+            loss, _ = planned_loss(self._attachment, batch.planned.to(self._attachment.device), batch.stage)
+        else:
+            rng = random.Random(batch.seed)
+            loss = OBJECTIVES[batch.mode](self._attachment, batch.rows, self._lead, batch.stage, rng)
         return loss.value, loss
 
 
@@ -95,7 +98,7 @@ class Trainer:
         model = self.attachment.model
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        self._group: tuple[tuple[str, int], list[list[Row]]] | None = None
+        self.drawn = Drawn(config, self.source, self.rows, self.attachment, self._lead())
         gist = {id(parameter) for parameter in self.attachment.parameters().values()}
         for parameter in model.parameters():
             parameter.requires_grad_(config.train_base or id(parameter) in gist)
@@ -107,7 +110,7 @@ class Trainer:
         objective = _Objective(self.attachment, lead)
         for stage in self.config.stages:
             for mode in stage.modes:
-                value, _ = objective(mode, self.batch(stage, 0)[:2], stage, f"{stage.name}-dry")
+                value, _ = objective(self.drawn.batch(stage, 0, mode))
                 value.backward()
         self.attachment.model.zero_grad(set_to_none=True)
         model = self.attachment.model
@@ -118,8 +121,13 @@ class Trainer:
             n_tokens=sum(stage.steps * stage.tokens for stage in self.config.stages),
         )
 
-    def run(self, stop_after: int | None = None) -> Path:
-        """Train to the end (or for some steps more), then save the model; return its folder."""
+    def run(self, stop_after: int | None = None, deadline: float = math.inf) -> Path:
+        """Train to the end, then save the model; return its folder.
+
+        Args:
+            stop_after: Stop after so many steps more; the folder returned is that of the state.
+            deadline: Stop when `time.monotonic()` reaches this.
+        """
         from tqdm import tqdm
 
         optimizers = self._optimizers()
@@ -130,13 +138,25 @@ class Trainer:
         objective.train()
         end = self.config.n_steps if stop_after is None else min(self.config.n_steps, start + stop_after)
         self._cut_metrics(start)
+        waiting: tuple[Any, ...] | None = None
+        batches = self.drawn.batches(start, end)
         with (self.config.output / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-            for step in tqdm(range(start, end), initial=start, total=self.config.n_steps, desc="train", unit="step"):
-                entry = self._step(objective, prepared, step)
-                metrics.write(json.dumps(entry) + "\n")
-                metrics.flush()
-                if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == end:
+            for step in tqdm(
+                range(start, end), initial=start, total=self.config.n_steps, desc="train", unit="step", mininterval=1.0
+            ):
+                began = time.perf_counter()
+                batch = next(batches)
+                done = self._step(objective, prepared, step, batch)
+                is_late = time.monotonic() >= deadline
+                saves = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == end or is_late
+                for late in filter(None, (waiting, (step, batch, done, began) if saves else None)):
+                    metrics.write(json.dumps(self._entry(*late)) + "\n")
+                waiting = None if saves else (step, batch, done, began)
+                if saves:
+                    metrics.flush()
                     save_state(state, step + 1, self.weights, optimizers, note)
+                if is_late:
+                    return state
         return self.save() if end == self.config.n_steps else state
 
     def save(self) -> Path:
@@ -158,70 +178,41 @@ class Trainer:
         self.attachment.model.save_pretrained(self.config.output / "base", state_dict=weights)
         self.tokenizer.save_pretrained(self.config.output / "base")
 
-    def batch(self, stage: Stage, number: int) -> list[Row]:
-        """Rows of one batch of a stage; batches are drawn in groups and sorted by length."""
-        key = (stage.name, number // _GROUP)
-        if self._group is None or self._group[0] != key:
-            self._group = (key, self._draw_group(stage, key))
-        return self._group[1][number % _GROUP]
-
-    def _draw_group(self, stage: Stage, key: tuple[str, int]) -> list[list[Row]]:
-        rng = random.Random(f"{self.config.seed}-{key}")
-        recipe = Recipe(stage.kinds, stage.documents, stage.lines, stage.questions, stage.max_chars)
-        rows: list[Row] = []
-        total = misses = 0
-        while total < stage.tokens * _GROUP:
-            row = self.rows.row(self.source.draw(recipe, rng), rng)
-            if row.n_tokens > self.config.longest or not any(row.weights) or not all(row.documents):
-                misses += 1
-                if misses > _TRIES * (len(rows) + 1):
-                    raise TrainingError(f"stage {stage.name} draws no sample of at most {self.config.longest} tokens.")
-                continue
-            rows.append(row)
-            total += row.n_tokens
-        rows.sort(key=lambda row: row.n_tokens)
-        batches: list[list[Row]] = [[] for _ in range(_GROUP)]
-        done = 0
-        for row in rows:
-            batches[min(_GROUP - 1, done * _GROUP // total)].append(row)
-            done += row.n_tokens
-        batches = [batch or rows[-1:] for batch in batches]
-        rng.shuffle(batches)
-        return batches
-
-    def _step(self, objective: Any, optimizers: Sequence[Any], step: int) -> dict[str, Any]:
-        began = time.perf_counter()
-        stage, number = self.config.stage_at(step)
-        seed = f"{self.config.seed}-{stage.name}-{number}"
-        mode = random.Random(seed).choices(list(stage.modes), weights=list(stage.modes.values()))[0]
+    def _step(self, objective: Any, optimizers: Sequence[Any], step: int, batch: Batch) -> tuple[Loss, Tensor]:
         if step == self.config.first_gist_step and step and self.config.train_base:
             copy_base_into_gists(self.attachment)
             self._save_base()
-        rows = self.batch(stage, number)
         lr = self.config.lr_at(step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
         with self.accelerator.autocast():
-            value, loss = objective(mode, rows, stage, seed)
-        if not torch.isfinite(value):
-            raise TrainingError(f"the loss is {value.item()} at step {step}. Lower lr, or check the data.")
+            value, loss = objective(batch)
         self.accelerator.backward(value)
-        norm = float(self.accelerator.clip_grad_norm_(list(self.weights.values()), self.config.clip))
+        norm = self.accelerator.clip_grad_norm_(list(self.weights.values()), self.config.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        tokens = sum(row.n_tokens for row in rows)
+        return loss, norm
+
+    def _entry(self, step: int, batch: Batch, done: tuple[Loss, Tensor], began: float) -> dict[str, Any]:
+        """A line of metrics; asking for its numbers waits for the device, so this is done one step late."""
+        loss, norm = done
+        value, answer, correct, size = torch.stack(
+            [part.detach().float().to(loss.value.device) for part in (loss.value, loss.answer, loss.correct, norm)]
+        ).tolist()
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss is {value} at step {step}. Lower lr, or check the data.")
         return {
             "step": step,
-            "stage": stage.name,
-            "mode": mode,
-            "loss": round(value.item(), 5),
-            "answer": round(loss.answer, 5),
-            "correct": round(loss.correct, 4),
-            "norm": round(norm, 4),
-            "lr": lr,
-            "tokens": tokens,
+            "stage": batch.stage.name,
+            "mode": batch.mode,
+            "loss": round(value, 5),
+            "answer": round(answer, 5),
+            "correct": round(correct, 4),
+            "norm": round(size, 4),
+            "lr": self.config.lr_at(step),
+            "tokens": batch.n_tokens,
             "seconds": round(time.perf_counter() - began, 3),
         }
 
@@ -238,7 +229,7 @@ class Trainer:
         return find_lead_token(self.attachment.config.lead_token, self.tokenizer)
 
     def _note(self) -> str:
-        return self.config.model_dump_json(exclude={"output", "data", "checkpoint_every", "stages"})
+        return self.config.model_dump_json(exclude={"output", "data", "checkpoint_every", "workers", "stages"})
 
     def _cut_metrics(self, start: int) -> None:
         """Drop lines of steps that will be done again."""

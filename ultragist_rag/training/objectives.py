@@ -10,21 +10,23 @@ Holds     gradients flow through all windows; weights of zero contribute nothing
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ultragist_rag.errors import TrainingError
-from ultragist_rag.memory.compress import compress_ids
+from ultragist_rag.memory.compress import Verbatim, compress_ids
 from ultragist_rag.memory.forward import forward_ids
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.prompt import prompt_forward
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
+from ultragist_rag.training.one_pass import Document
 
 Piece = Tensor | GistMemory
 _IGNORED = -100  # label that no loss counts
@@ -32,71 +34,114 @@ _IGNORED = -100  # label that no loss counts
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Mean weighted cross entropy, with gradient; `correct` is the share of tokens of full weight that were on top."""
+    """Mean weighted cross entropy, with gradient, and what is logged of it, without.
+
+    `answer` is the mean over tokens of full weight, `correct` the share of them that were on top; both tensors.
+    """
 
     value: Tensor
-    answer: float
-    correct: float
+    answer: Tensor
+    correct: Tensor
 
 
 def _leading(lead: int | None) -> list[int]:
     return [] if lead is None else [lead]
 
 
-def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
+def weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
+    """Weighted mean cross entropy of logits of shape (tokens, vocab)."""
     each = functional.cross_entropy(logits.float(), targets, reduction="none")
     with torch.no_grad():
-        answers = weights >= 1
-        answer = each[answers].mean().item() if answers.any() else 0.0
-        correct = (logits[answers].argmax(-1) == targets[answers]).float().mean().item() if answers.any() else 0.0
+        full = (weights >= 1).float()
+        n_full = full.sum().clamp_min(1)
+        answer = (each * full).sum() / n_full
+        correct = ((logits.argmax(-1) == targets) * full).sum() / n_full
     return Loss((each * weights).sum() / weights.sum().clamp_min(1e-6), answer, correct)
 
 
-def full_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random) -> Loss:
-    """Loss with full attention over documents and turns, padded on the right."""
-    del rng
-    ids, weights = [], []
+def draw_independent(
+    rows: Sequence[Row], stage: Stage, rng: random.Random
+) -> tuple[list[list[Document | Sequence[int]]], int | None]:
+    """Draw what of each row is compressed, one by one, and how: prompts behind the lead token, and the window."""
+    n_documents = sum(len(row.documents) for row in rows)
+    raw = iter([rng.random() < stage.raw_share for _ in range(n_documents)])
+    window = rng.choice(stage.windows) if stage.windows else None
+    prompts = []
     for row in rows:
-        line, weight = _leading(lead), [0.0] * len(_leading(lead))
+        prompt: list[Document | Sequence[int]] = [row.head] if row.head else []
+        keeps_exact = bool(row.exact) and rng.random() < stage.verbatim_share
+        exact = row.exact if keeps_exact else ((),) * len(row.documents)
+        for document, separator, chosen in zip(row.documents, row.separators, exact, strict=True):
+            if next(raw):
+                prompt.append(document)
+            else:
+                prompt.append(Document(document, [rng.choice(stage.ratios) for _ in range(8)], chosen))
+            if separator:
+                prompt.append(separator)
+        prompts.append([*prompt, row.turns])
+    return prompts, window
+
+
+def draw_joint(
+    rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random
+) -> tuple[list[list[Document | Sequence[int]]], int | None]:
+    """Draw how the documents of each row, lead token in front, are compressed as one stream."""
+    window = rng.choice(stage.windows) if stage.windows else None
+    prompts: list[list[Document | Sequence[int]]] = []
+    for row in rows:
+        stream = [*_leading(lead), *row.head]
         for document, separator in zip(row.documents, row.separators, strict=True):
-            line += [*document, *separator]
-            weight += [stage.text_weight] * len(document) + [0.0] * len(separator)
-        ids.append(torch.tensor([*line, *row.turns]))
-        weights.append(torch.tensor([*weight, *row.weights]))
-    inputs = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(attachment.device)
-    weight_rows = torch.nn.utils.rnn.pad_sequence(weights, batch_first=True).to(attachment.device)[:, 1:]
-    hidden = attachment.decoder(input_ids=inputs, use_cache=False).last_hidden_state[:, :-1]
-    chosen = weight_rows > 0
-    logits = attachment.model.get_output_embeddings()(hidden[chosen])
-    return _weighted(logits, inputs[:, 1:][chosen], weight_rows[chosen])
+            stream += [*document, *separator]
+        prompts.append([Document(tuple(stream), [rng.choice(stage.ratios) for _ in range(32)]), row.turns])
+    return prompts, window
 
 
 def independent_loss(
     attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random
 ) -> Loss:
     """Loss of turns behind documents that were compressed one by one, some left as text."""
-    documents = [torch.tensor(document) for row in rows for document in row.documents]
-    raw = [rng.random() < stage.raw_share for _ in documents]
-    chosen = [document for document, keep in zip(documents, raw, strict=True) if not keep]
-    window = rng.choice(stage.windows) if stage.windows else None
-    ratios = [[rng.choice(stage.ratios) for _ in range(8)] for _ in chosen]
-    memories = iter(compress_ids(attachment, chosen, ratio=ratios, lead_token=lead, window=window) if chosen else ())
-    pieces: list[Piece] = [document if keep else next(memories) for document, keep in zip(documents, raw, strict=True)]
-    return _prompt_loss(attachment, rows, pieces, lead)
+    prompts, window = draw_independent(rows, stage, rng)
+    return _loop_loss(attachment, rows, prompts, lead, window)
 
 
 def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random) -> Loss:
     """Loss of turns behind one stream of all documents, lead token inside."""
-    streams = []
-    for row in rows:
-        parts = _leading(lead)
-        for document, separator in zip(row.documents, row.separators, strict=True):
-            parts += [*document, *separator]
-        streams.append(torch.tensor(parts))
-    window = rng.choice(stage.windows) if stage.windows else None
-    ratios = [[rng.choice(stage.ratios) for _ in range(32)] for _ in streams]
-    memories = compress_ids(attachment, streams, ratio=ratios, window=window, joint=True)
-    prompts: list[list[Piece]] = [[memory, torch.tensor(row.turns)] for memory, row in zip(memories, rows, strict=True)]
+    prompts, window = draw_joint(rows, lead, stage, rng)
+    return _loop_loss(attachment, rows, prompts, None, window, joint=True)
+
+
+def _loop_loss(  # noqa: PLR0913 - one batch
+    attachment: Attachment,
+    rows: Sequence[Row],
+    drawn: Sequence[Sequence[Document | Sequence[int]]],
+    lead: int | None,
+    window: int | None,
+    *,
+    joint: bool = False,
+) -> Loss:
+    documents = [piece for prompt in drawn for piece in prompt if isinstance(piece, Document)]
+    memories: Iterator[GistMemory] = iter(())
+    if documents:
+        flags = []
+        for document in documents:
+            flag = np.zeros(len(document.ids), bool)
+            flag[list(document.chosen)] = True
+            flags.append(flag)
+        made = compress_ids(
+            attachment,
+            [torch.tensor(document.ids) for document in documents],
+            ratio=[list(document.ratios) for document in documents],
+            lead_token=lead,
+            window=window,
+            joint=joint,
+            verbatim=Verbatim("training", flags) if any(document.chosen for document in documents) else None,
+        )
+        memories = iter(made)
+    prompts: list[list[Piece]] = []
+    for prompt in drawn:
+        pieces: list[Piece] = [] if joint else [torch.tensor(_leading(lead), dtype=torch.long)]
+        pieces += [next(memories) if isinstance(piece, Document) else torch.tensor(piece) for piece in prompt]
+        prompts.append(pieces)
     return _turns_loss(attachment, rows, prompts)
 
 
@@ -113,7 +158,8 @@ def stream_loss(
     """
     total, n_valid = torch.zeros((), device=attachment.device), 0
     for row in rows:
-        ids, labels = _leading(lead), [_IGNORED] * len(_leading(lead))
+        ids = [*_leading(lead), *row.head]
+        labels = [_IGNORED] * len(ids)
         label_documents = stage.text_weight > 0 or all(row.weights)
         for document, separator in zip(row.documents, row.separators, strict=True):
             ids += [*document, *separator]
@@ -137,20 +183,7 @@ def stream_loss(
             "Draw longer samples (max_chars, longest), or set a smaller window."
         )
     mean = total / n_valid
-    return Loss(mean, mean.item(), 0.0)
-
-
-def _prompt_loss(attachment: Attachment, rows: Sequence[Row], pieces: Sequence[Piece], lead: int | None) -> Loss:
-    prompts: list[list[Piece]] = []
-    taken = iter(pieces)
-    for row in rows:
-        prompt: list[Piece] = [torch.tensor(_leading(lead), dtype=torch.long)]
-        for separator in row.separators:
-            prompt.append(next(taken))
-            if separator:
-                prompt.append(torch.tensor(separator))
-        prompts.append([*prompt, torch.tensor(row.turns)])
-    return _turns_loss(attachment, rows, prompts)
+    return Loss(mean, mean.detach(), torch.zeros(()))
 
 
 def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[Sequence[Piece]]) -> Loss:
@@ -166,11 +199,10 @@ def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[S
         weights.append(weight[index])
     state = prompt_forward(attachment, prompts, wanted=wanted)
     device = attachment.device
-    return _weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device))
+    return weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device))
 
 
 OBJECTIVES: dict[str, Callable[[Attachment, Sequence[Row], int | None, Stage, random.Random], Loss]] = {
-    "full": full_loss,
     "independent": independent_loss,
     "joint": joint_loss,
     "stream": stream_loss,

@@ -16,22 +16,25 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 _MATCH = 0.2  # root mean square of an AdamW update, which the orthogonal step is scaled to
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearest matrix with all singular values near one, by Newton-Schulz iteration.
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearest matrices with all singular values near one, by Newton-Schulz iteration.
 
     Args:
-        matrix: Any matrix, (rows, columns).
+        matrices: One matrix, (rows, columns), or several, (matrices, rows, columns).
         steps: Iterations; five bring the singular values into about [0.7, 1.2].
 
     Returns:
-        A matrix of the same shape.
+        As many of the same shape; bfloat16 inside on CUDA, where that is fast.
     """
-    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if x.is_cuda:
+        x = x.bfloat16()
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    result: Tensor = x if matrix.shape[0] <= matrix.shape[1] else x.T
+    result: Tensor = (x.mT if tall else x).to(matrices.dtype)
     return result
 
 
@@ -55,13 +58,17 @@ class Muon(torch.optim.Optimizer):
         """One step on the gradients at hand."""
         del closure
         for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonalise(weight.grad.lerp(average, group["momentum"]))
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * _MATCH * max(weight.shape) ** 0.5)
+                if weight.grad is not None:
+                    by_shape.setdefault(weight.shape, []).append(weight)
+            for shape, weights in by_shape.items():
+                for weight in weights:
+                    if not self.state[weight]:
+                        self.state[weight]["momentum"] = torch.zeros_like(weight)
+                gradients = torch.stack([weight.grad for weight in weights if weight.grad is not None])
+                averages = [self.state[weight]["momentum"] for weight in weights]
+                torch._foreach_lerp_(averages, list(gradients), 1 - group["momentum"])
+                updates = orthogonalise(gradients.lerp(torch.stack(averages), group["momentum"]))
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, list(updates), alpha=-group["lr"] * _MATCH * max(shape) ** 0.5)

@@ -13,14 +13,17 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from ultragist_rag.chunking import Chunk, split_document
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.country_fields import FIELDS, SECTIONS
+from ultragist_rag.training.exact_samples import needle_documents, pair_documents
+from ultragist_rag.training.passages import READERS, Passage, meeting_texts
 from ultragist_rag.training.profiles import (
     Line,
     facts_of,
@@ -34,15 +37,31 @@ from ultragist_rag.training.profiles import (
 )
 
 Pairs = list[tuple[str, str]]
+MEETINGS = "qmsum_train"
+"""Name of the meetings, whose transcripts count among the texts."""
+
+EXACT = frozenset({"codes", "key-codes"})
+"""Kinds whose answers are exact values."""
+
+_VALUES = {
+    "needles": {"word": 0.5, "number": 0.5},
+    "keys": {"word": 0.5, "number": 0.5},
+    "codes": {"uuid": 0.75, "long": 0.25},
+    "key-codes": {"uuid": 1.0},
+}
 _VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,120})(?=[;(\[\n]|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Documents in the order they are shown, and (question, answer) pairs about them; a plain text has no pairs."""
+    """Documents in the order they are shown, and (question, answer) pairs about them; a plain text has no pairs.
+
+    `exact` says that answers are exact values, which may be kept verbatim beside gists.
+    """
 
     documents: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +93,15 @@ class SampleSource:
     Args:
         data: Folder with `train/*.jsonl.xz` and `qa_train/*.jsonl.xz`.
         texts: Names of training files used for plain text.
+        questions: Names of files of people's questions, see `passages.READERS`.
+
+    Raises:
+        TrainingError: If a file is missing, or a set of questions is unknown.
     """
 
-    def __init__(self, data: Path, texts: Sequence[str] = ("wikipedia-00",)) -> None:
+    def __init__(
+        self, data: Path, texts: Sequence[str] = ("wikipedia-00",), questions: Sequence[str] = ()
+    ) -> None:
         profiles = read_records(data / "train" / "factbook.jsonl.xz")
         self.held_out = held_out([record["title"] for record in profiles])
         kept = [record for record in profiles if record["title"] not in self.held_out]
@@ -90,24 +115,68 @@ class SampleSource:
             for record in kept
         ]
         self.factbook_questions = self._factbook_questions(data)
-        self.texts = [record for name in texts for record in read_records(data / "train" / f"{name}.jsonl.xz")]
-        self.texts = [record for record in self.texts if not self._names_held_out(record.get("title", ""))]
+        self.texts = list(self._read_texts(data, texts))
+        self._lengths = list(accumulate(map(len, self.texts)))
+        self.passages = {name: self._read_passages(data, name) for name in questions}
+
+    def _read_texts(self, data: Path, names: Sequence[str]) -> Iterator[str]:
+        for name in names:
+            if name == MEETINGS:
+                yield from meeting_texts(read_records(data / "qa_train" / f"{name}.jsonl.xz"))
+                continue
+            for record in read_records(data / "train" / f"{name}.jsonl.xz"):
+                if not self._names_held_out(record.get("title", "")):
+                    yield record["text"]
+
+    def _read_passages(self, data: Path, name: str) -> list[Passage]:
+        if name not in READERS:
+            raise TrainingError(f"questions {name!r} are unknown: known are {', '.join(READERS)}.")
+        records = read_records(data / "qa_train" / f"{name}.jsonl.xz")
+        return [
+            passage
+            for passage in READERS[name]([r for r in records if not self._names_held_out(r.get("title", ""))])
+            if not any(f"{name} " in passage.text for name in self.held_out)
+        ]
 
     def draw(self, recipe: Recipe, rng: random.Random) -> Sample:
         """One sample of a kind drawn by the recipe's shares."""
         kind = rng.choices(list(recipe.kinds), weights=list(recipe.kinds.values()))[0]
         count = rng.randint(*recipe.documents)
-        documents, pairs = {
+        documents, pairs = self._drawers[kind](recipe, count, rng, kind)
+        rng.shuffle(documents)
+        rng.shuffle(pairs)
+        return Sample(tuple(documents), tuple(pairs[: recipe.questions]), kind in EXACT)
+
+    @property
+    def _drawers(self) -> dict[str, Callable[[Recipe, int, random.Random, str], tuple[list[str], Pairs]]]:
+        return {
             "labels": self._profiles,
             "profile": self._profiles,
             "factbook": self._factbook,
+            "needles": self._needles,
+            "codes": self._needles,
+            "keys": self._keys,
+            "key-codes": self._keys,
+            "questions": self._questions,
             "text": self._text,
-        }[kind](recipe, count, rng, labels=kind == "labels")
-        rng.shuffle(documents)
-        rng.shuffle(pairs)
-        return Sample(tuple(documents), tuple(pairs[: recipe.questions]))
+        }
 
-    def _profiles(self, recipe: Recipe, count: int, rng: random.Random, *, labels: bool) -> tuple[list[str], Pairs]:
+    def _needles(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
+        return needle_documents(self._place, count, recipe.lines, _VALUES[kind], rng)
+
+    def _keys(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
+        return pair_documents(count, recipe.lines, _VALUES[kind], rng)
+
+    def _questions(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
+        del recipe, kind
+        chosen = rng.choice(list(self.passages.values()))
+        passages = [rng.choice(chosen) for _ in range(count)]
+        pairs = [pair for passage in passages for pair in passage.pairs]
+        asked = {question for question, _ in pairs}
+        unique = [pair for pair in pairs if sum(pair[0] == question for question, _ in pairs) == 1]
+        return list(dict.fromkeys(passage.text for passage in passages)), unique if len(asked) > len(unique) else pairs
+
+    def _profiles(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         documents: list[str] = []
         pairs: Pairs = []
         shared = rng.choice(SECTIONS)
@@ -120,7 +189,7 @@ class SampleSource:
                 lines = [line for line in sections[section] if line.field or rng.random() < 0.2]
                 keep = min(len(lines), rng.randint(*recipe.lines))
                 lines = [lines[i] for i in sorted(rng.sample(range(len(lines)), keep))]
-                documents.append(_document(name, section, lines, labels=labels))
+                documents.append(_document(name, section, lines, labels=kind == "labels"))
                 pairs += [(question(line.field, name, rng), line.value) for line in lines if line.field]
         return documents, pairs
 
@@ -130,8 +199,8 @@ class SampleSource:
             return name, self.facts[name] if rng.random() < 0.5 else invented_facts(self.pool, rng)
         return invented_name(rng), invented_facts(self.pool, rng)
 
-    def _factbook(self, recipe: Recipe, count: int, rng: random.Random, *, labels: bool) -> tuple[list[str], Pairs]:
-        del labels
+    def _factbook(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
+        del kind
         documents: list[str] = []
         pairs: Pairs = []
         while len(documents) < count:
@@ -182,10 +251,11 @@ class SampleSource:
                     )
         return pairs
 
-    def _text(self, recipe: Recipe, count: int, rng: random.Random, *, labels: bool) -> tuple[list[str], Pairs]:
-        del labels, count
-        text = rng.choice(self.texts)["text"]
+    def _text(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
+        del kind, count
+        text = rng.choices(self.texts, cum_weights=self._lengths)[0]
         start = rng.randrange(max(1, len(text) - recipe.max_chars))
+        start = text.find(" ", start, start + 30) + 1 or start
         return [text[start : start + recipe.max_chars]], []
 
     def _names_held_out(self, title: str) -> bool:

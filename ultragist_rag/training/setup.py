@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'user' %}Question: {{ message['content'] }}\nAnswer:"
     "{% else %} {{ message['content'] }}{{ eos_token }}\n{% endif %}{% endfor %}"
 )
-_TOKENIZER_SHARES = (("profile", 12 / 27), ("factbook", 10 / 27), ("text", 5 / 27))
+_TOKENIZER_SHARES = (("profile", 0.3), ("factbook", 0.3), ("text", 0.4))
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Source(Protocol):
 def make_source(config: TrainConfig) -> Source:
     """The sample source that the config names."""
     if config.source == "countries":
-        return SampleSource(config.data, config.texts)
+        return SampleSource(config.data, config.texts, config.questions)
     return JsonlSource(config.data)
 
 
