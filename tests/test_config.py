@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from architectures import ARCHITECTURES
 from jaxtyping import config as shape_checks
 
 from ultragist_rag.config import GistConfig
@@ -19,6 +20,7 @@ def test_defaults_that_depend_on_others_are_filled_in():
         {},
         {"window": 32, "stride": 8, "ratios": (2, 4, 0), "ratio_policy": "sequence", "sink": 3},
         {"placement": "interleave", "attention": "full-coverage", "projections": "qkv", "rank": 4, "lead_token": 5},
+        {"memory": "recurrent", "attention": "full-coverage"},
         {"ratio_policy": "adapt", "ratios": (2, 4), "adapt_tokens": 9, "adapt_positions": 99, "lead_token": "none"},
     ],
 )
@@ -59,6 +61,10 @@ def no_type_checks(monkeypatch):
         ({"lead_token": "bos"}, "lead_token is 'bos'"),
         ({"attend_previous": 1}, "attend_previous is 1"),
         ({"adapt_tokens": -1}, "adapt_tokens is -1"),
+        ({"memory": "soft"}, "memory is 'soft'"),
+        ({"memory": "recurrent"}, "attention 'step-expansion'"),
+        ({"memory": "recurrent", "placement": "interleave", "attention": "full-coverage"}, "placement is 'interleave'"),
+        ({"memory": "recurrent", "attention": "full-coverage", "sink": 1}, "sink is 1"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_value(settings, words):
@@ -66,6 +72,17 @@ def test_what_cannot_work_is_refused_with_the_value(settings, words):
         GistConfig.from_dict(settings)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, UltraGistError)
+
+
+def test_what_was_saved_before_there_were_recurrent_memories_is_still_the_same():
+    """Ids of stored memories are made of `to_dict`, so a setting that came later shows only where it is not default."""
+    assert "memory" not in GistConfig().to_dict()
+    assert GistConfig.from_dict({"window": 8}).memory == "kv"
+
+
+def test_coarse_gists_are_those_that_see_their_whole_window():
+    found = {name: GistConfig(**settings).granularity for name, settings in ARCHITECTURES.items()}
+    assert found == {name: name.partition("-")[0] for name in ARCHITECTURES}
 
 
 def test_unknown_settings_are_refused_by_name():

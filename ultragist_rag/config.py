@@ -2,7 +2,8 @@
 
 Is        a frozen dataclass; code below it never checks a setting again.
 Flow      errors -> [config] -> types -> layout -> modeling -> memory -> engine.
-Paper     UltraGist, arXiv 2405.16635; `ultragist_*` and `beacon_*` keys of the authors' config.json.
+Paper     UltraGist, arXiv 2405.16635; `ultragist_*` and `beacon_*` keys of the authors' config.json. `memory` and
+          `granularity` are the two axes of arXiv 2412.17483, section 2.
 Change    add a setting here, with its check, and a line to docs/settings.md.
 Not here  names of the authors' keys -> modeling/checkpoint.py; training settings -> training/.
 Holds     `GistConfig.from_dict(config.to_dict()) == config`.
@@ -16,11 +17,12 @@ from typing import Any, Literal, get_args
 
 from ultragist_rag.errors import ConfigError
 
-__all__ = ["Attention", "GistConfig", "Placement", "RatioPolicy"]
+__all__ = ["Attention", "GistConfig", "MemoryKind", "Placement", "RatioPolicy"]
 
 RatioPolicy = Literal["fixed", "sequence", "adapt", "step-random", "instance-random", "join"]
 Placement = Literal["append", "interleave"]
 Attention = Literal["step-expansion", "full-coverage", "segmentation"]
+MemoryKind = Literal["kv", "recurrent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class GistConfig:
         sink: First tokens of a joint sequence whose raw keys and values are kept for ever.
         projections: Letters of the projections that gist positions have of their own, out of `qkvo`.
         rank: None for full gist projections; a number for a low-rank difference to the base projections.
+        memory: What stands for a text: `kv` keys and values of the gists in all layers; `recurrent` their last hidden
+            states, which later windows and prompts read as input embeddings.
         lead_token: Token in front of every independent document: `auto` what the tokenizer prepends (else the
             first token of its chat template), `none`, or a token id.
 
@@ -75,6 +79,7 @@ class GistConfig:
     sink: int = 0
     projections: str = "qkvo"
     rank: int | None = None
+    memory: MemoryKind = "kv"
     lead_token: Literal["auto", "none"] | int = "auto"
 
     def __post_init__(self) -> None:
@@ -85,6 +90,7 @@ class GistConfig:
         _check_numbers(self)
         _check_choices(self)
         _check_ratios(self)
+        _check_recurrent(self)
 
     @property
     def n_stride(self) -> int:
@@ -101,9 +107,18 @@ class GistConfig:
         """Whether training leaves the first window out of the loss, as the authors do."""
         return not (self.placement == "interleave" and self.attention == "full-coverage")
 
+    @property
+    def granularity(self) -> Literal["fine", "coarse"]:
+        """Whether gists stand for stretches of a window of their own, or all together for the whole of it."""
+        return "coarse" if (self.placement, self.attention) == ("append", "full-coverage") else "fine"
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values; `from_dict` is the exact inverse."""
-        return {**asdict(self), "ratios": list(self.ratios)}
+        """Return the settings as plain JSON values; `from_dict` is the exact inverse.
+
+        `memory` stands there only where it is not `kv`: ids of memories are made of this, and outlive new settings.
+        """
+        settings = {**asdict(self), "ratios": list(self.ratios)}
+        return {name: value for name, value in settings.items() if (name, value) != ("memory", "kv")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GistConfig:
@@ -157,6 +172,7 @@ def _check_choices(config: GistConfig) -> None:
         ("ratio_policy", get_args(RatioPolicy)),
         ("placement", get_args(Placement)),
         ("attention", get_args(Attention)),
+        ("memory", get_args(MemoryKind)),
     ):
         if getattr(config, name) not in choices:
             raise ConfigError(f"{name} is {getattr(config, name)!r}, but must be one of {', '.join(choices)}.")
@@ -191,3 +207,15 @@ def _check_ratios(config: GistConfig) -> None:
             f"none of the ratios {list(config.ratios)} divides stride {config.n_stride}, and a choice is made only "
             "among those that do. Add a ratio that does."
         )
+
+
+def _check_recurrent(config: GistConfig) -> None:
+    if config.memory == "kv":
+        return
+    if config.granularity != "coarse":
+        raise ConfigError(
+            f"memory 'recurrent' hands on gists that saw their whole window, but placement is {config.placement!r} and "
+            f"attention {config.attention!r}. Set placement 'append' and attention 'full-coverage'."
+        )
+    if config.sink:
+        raise ConfigError(f"memory 'recurrent' keeps no keys and values, but sink is {config.sink}. Set it to 0.")

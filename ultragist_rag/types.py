@@ -16,6 +16,7 @@ __all__ = [
     "Logits",
     "PastPositions",
     "RaggedIds",
+    "SoftRows",
     "TokenIds",
     "VisibilityMask",
 ]
@@ -43,6 +44,9 @@ Logits = Float[Tensor, "batch tokens vocab"]
 
 PastPositions = Int[Tensor, "one_or_batch past"]
 """Positions of slots in front; one row serves the whole batch."""
+
+SoftRows = Float[Tensor, "batch soft hidden"]
+"""Soft embeddings in front of the rows of a step, padded at the end."""
 
 VisibilityMask = Bool[Tensor, "batch 1 queries keys"]
 """What each query may attend to: True is visible."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import ALL, ARCHITECTURES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -69,6 +70,32 @@ def test_tiers_and_quantised_files_answer_as_what_was_stored(url, real, same):
     assert all(same(one[1], first[1]) and same(one[3], first[3]) for one in others)
     assert store.stats().tiers["gpu"].n_hits == 4
     assert len({real.generate(pieces, max_new_tokens=8) for pieces in (first, *others)}) == 1
+
+
+@pytest.mark.parametrize("settings", ALL)
+def test_every_architecture_is_stored_quantised_and_read(store, url, same, settings):
+    with make(**settings) as one:
+        live = one.compress(TEXTS[1]).seal()
+        (marker,) = store.get_or_compress(one, [TEXTS[1]])
+        read = store.get(marker, one)
+        assert same(read, live)
+        assert one.generate(["Read ", read, ". Answer:"], max_new_tokens=8) == one.generate(
+            ["Read ", live, ". Answer:"], max_new_tokens=8
+        )
+        small = GistStore.open(url, secret="a secret of the tests", quantise="int8")
+        rough = small.get(*small.get_or_compress(one, [TEXTS[1]]), one)
+        for mine, exact in zip(rough.keys + rough.values, live.keys + live.values, strict=True):
+            assert mine.shape == exact.shape
+            assert 0 < (mine - exact).norm() < 0.02 * exact.norm()
+
+
+def test_recurrent_memories_and_those_of_keys_are_told_apart_even_with_the_same_weights(store):
+    with make(**ARCHITECTURES["coarse-kv"]) as kv, make(**ARCHITECTURES["coarse-recurrent"]) as recurrent:
+        assert kv.fingerprint == recurrent.fingerprint
+        for one, other in ((kv, recurrent), (recurrent, kv)):
+            (marker,) = store.get_or_compress(one, TEXTS[:1])
+            with pytest.raises(MemoryMismatchError, match="memory"):
+                store.get(marker, other)
 
 
 def test_a_stored_memory_goes_on_as_the_live_one(store, real, same):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -37,7 +38,9 @@ def test_a_resumed_run_computes_the_numbers_of_an_unbroken_one(tiny_run: TrainCo
     assert len(_losses(broken)) == broken.n_steps
 
 
-def test_the_saved_model_is_the_trained_one_and_its_base_a_plain_folder(tiny_run: TrainConfig) -> None:
+@pytest.mark.parametrize("name", ["fine-kv-step-expansion", "coarse-recurrent"])
+def test_the_saved_model_is_the_trained_one_and_its_base_a_plain_folder(tiny_run: TrainConfig, name: str) -> None:
+    tiny_run = tiny_run.model_copy(update={"gist": {**tiny_run.gist, **ARCHITECTURES[name]}})
     folder = Trainer(tiny_run).run()
     trained = {name: value.to(torch.bfloat16) for name, value in _weights(tiny_run).items()}
     engine = UltraGist.from_pretrained(folder)

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from architectures import ALL
 
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.attach import Attachment
@@ -40,7 +41,11 @@ def _asking(trainer: Trainer, stage: Stage, n_documents: int) -> list[Row]:
 
 
 @pytest.mark.parametrize("objective", [full_loss, independent_loss, joint_loss])
-def test_a_batch_has_the_weighted_mean_of_its_rows(tiny_run: TrainConfig, objective: object) -> None:
+@pytest.mark.parametrize("settings", ALL)
+def test_a_batch_has_the_weighted_mean_of_its_rows(
+    tiny_run: TrainConfig, objective: object, settings: dict[str, str]
+) -> None:
+    tiny_run = tiny_run.model_copy(update={"gist": {**tiny_run.gist, **settings}})
     trainer, stage, lead = _parts(tiny_run)
     stage = stage.model_copy(update={"ratios": (4,), "windows": (16,), "raw_share": 0.0})
     rows = _asking(trainer, stage, 1)
@@ -62,7 +67,9 @@ def test_documents_left_as_text_give_the_loss_of_full_attention(tiny_run: TrainC
     assert torch.allclose(full, raw, atol=1e-5)
 
 
-def test_gradients_reach_gists_through_every_window(tiny_run: TrainConfig) -> None:
+@pytest.mark.parametrize("settings", ALL)
+def test_gradients_reach_gists_through_every_window(tiny_run: TrainConfig, settings: dict[str, str]) -> None:
+    tiny_run = tiny_run.model_copy(update={"gist": {**tiny_run.gist, **settings}})
     trainer, stage, lead = _parts(tiny_run)
     rows = trainer.drawn.rows_of(stage, 0)[:2]
     independent_loss(trainer.attachment, rows, lead, stage, random.Random(0)).value.backward()

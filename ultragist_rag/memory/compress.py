@@ -98,7 +98,8 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
         slots: Slots that each memory may have, all kinds together; the lowest ratio from `ratio` on that fits is taken.
 
     Returns:
-        One memory per document, keys and values of shape (1, kv_heads, slots, head_dim) for each layer.
+        One memory per document, keys and values of shape (1, kv_heads, slots, head_dim) for each layer; recurrent ones
+        hold soft embeddings, see `GistMemory`.
 
     Raises:
         InputError: If an argument does not fit, a document is empty, or it does not fit into `slots` at any ratio.
@@ -111,12 +112,7 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
     before = list(memories) if memories is not None else [None] * len(documents)
     if len(before) != len(documents):
         raise InputError(f"{len(before)} memories for {len(documents)} documents: give one (or None) for each.")
-    if joint and lead_token is not None:
-        raise InputError(
-            "joint=True keeps the first token inside the stream: put it into the ids and pass lead_token=None."
-        )
-    if tail not in ("flush", "raw"):
-        raise InputError(f"tail is {tail!r}, but must be 'flush' or 'raw'.")
+    maker.check_call(tail)
     for memory in before:
         maker.check(memory)
     flags = verbatim.flags if verbatim else [None] * len(documents)
@@ -199,6 +195,20 @@ class _Maker:
     joint: bool
     fingerprint: str
     verbatim: str
+
+    def check_call(self, tail: str) -> None:
+        """Refuse settings that exclude each other."""
+        if self.joint and self.lead_token is not None:
+            raise InputError(
+                "joint=True keeps the first token inside the stream: put it into the ids and pass lead_token=None."
+            )
+        if tail not in ("flush", "raw"):
+            raise InputError(f"tail is {tail!r}, but must be 'flush' or 'raw'.")
+        if self.config.memory == "recurrent" and (tail == "raw" or self.verbatim):
+            raise InputError(
+                f"tail is {tail!r} and verbatim {self.verbatim!r}, but memory 'recurrent' holds no raw tokens. "
+                "Use tail='flush' and no verbatim policy."
+            )
 
     def check(self, memory: GistMemory | None) -> None:
         """Refuse to go on from a memory that was made otherwise."""

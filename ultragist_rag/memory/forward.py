@@ -68,7 +68,7 @@ def forward_ids(
         Logits, memory and loss.
 
     Raises:
-        InputError: If shapes do not fit, or ratios are random and there is no seed.
+        InputError: If shapes do not fit, ratios are random and there is no seed, or memories are recurrent.
         MemoryMismatchError: If the memory cannot go on.
         ContextOverflowError: If memory and window exceed the positions of the model.
     """
@@ -79,6 +79,10 @@ def forward_ids(
     if labels is not None and labels.shape != input_ids.shape:
         raise InputError(f"labels has shape {tuple(labels.shape)}, but must be {tuple(input_ids.shape)} as input_ids.")
     config, vocab = attachment.config, int(attachment.model.config.vocab_size)
+    if config.memory == "recurrent":
+        raise InputError(
+            "memory 'recurrent' has no progressive forward, which keeps raw keys: use compress and generate."
+        )
     if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab:
         low, high = int(input_ids.min()), int(input_ids.max())
         raise InputError(f"token ids lie between {low} and {high}, but the model has {vocab} tokens.")

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError
@@ -93,6 +95,9 @@ class GistMemory:
 
     A memory never changes; what looks like a change returns a new one. It belongs to the model whose fingerprint it
     carries and can stand at any place of a prompt, since its keys are rotated only when the prompt is laid out.
+
+    A recurrent memory (`GistConfig.memory`) holds one soft embedding for each slot instead. Its tensors have one layer
+    of one head: the keys are the first halves of the embeddings, the values the second halves.
 
     Attributes:
         keys: Keys before RoPE, one tensor of shape (1, kv_heads, slots, head_dim) per layer.
@@ -194,6 +199,17 @@ class GistMemory:
     def dtype(self) -> torch.dtype:
         """Number format of keys and values."""
         return self.keys[0].dtype
+
+    @property
+    def embeddings(self) -> Float[Tensor, "slots hidden"]:
+        """Soft embeddings of a recurrent memory.
+
+        Raises:
+            InputError: If the memory holds keys and values.
+        """
+        if self.config.memory != "recurrent":
+            raise InputError(f"a memory of kind {self.config.memory!r} has no embeddings: use its keys and values.")
+        return torch.cat((self.keys[0], self.values[0]), dim=-1)[0, 0]
 
     def to(self, *args: Any, **kwargs: Any) -> GistMemory:
         """Return the memory on another device or in another number format; arguments as `torch.Tensor.to`."""

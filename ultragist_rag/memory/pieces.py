@@ -26,7 +26,7 @@ __all__ = ["Engine", "Piece", "as_batch", "check_fit", "to_prompt", "with_lead"]
 Piece = str | Tensor | GistMemory
 """Untrusted text, token ids of shape (1, tokens) or (tokens,), or a memory."""
 
-_TRAINED_IN = ("placement", "attention", "attend_previous", "projections", "rank")
+_TRAINED_IN = ("memory", "placement", "attention", "attend_previous", "projections", "rank")
 """Settings that the weights of gist parameters were trained for; the others may differ from call to call."""
 
 
@@ -193,19 +193,18 @@ def _check_made_here(engine: Engine, memory: GistMemory) -> None:
             raise MemoryMismatchError(
                 f"a memory has {name} {other[:12]}, the engine {ours[:12]}: compress the text with this engine."
             )
-    attachment = engine.attachment
-    mine = (attachment.n_layers, attachment.n_kv_heads, attachment.head_dim)
-    theirs = (len(memory.keys), memory.keys[0].shape[1], memory.keys[0].shape[3])
-    if mine != theirs:
-        raise MemoryMismatchError(
-            f"a memory has (layers, key heads, head width) {theirs}, the model has {mine}: compress the text with it."
-        )
     for name in _TRAINED_IN:
         setting, other = getattr(engine.config, name), getattr(memory.config, name)
         if setting != other:
             raise MemoryMismatchError(
                 f"a memory was made with {name} {other!r}, the engine has {setting!r}: compress the text with it."
             )
+    mine = engine.attachment.memory_shape
+    theirs = (len(memory.keys), memory.keys[0].shape[1], memory.keys[0].shape[3])
+    if mine != theirs:
+        raise MemoryMismatchError(
+            f"a memory has (layers, key heads, head width) {theirs}, the model has {mine}: compress the text with it."
+        )
 
 
 def _common_lead(memories: Sequence[GistMemory], default: int | None) -> int | None:

@@ -35,6 +35,9 @@ Wanted = Literal["all", "last", "none"] | Sequence[Tensor]
 NOWHERE = -1
 """Position of a padding column, and id of a cache column that holds no token."""
 
+_SOFT = -2
+"""Id of the first soft embedding of a batch while it is laid out; the others count down from it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptState:
@@ -58,9 +61,13 @@ class PromptState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Columns of a batch: first the slots of all memories, then the tokens, both padded on the left."""
+    """Columns of a batch: first the slots of all memories, then the tokens, both padded on the left.
+
+    The soft embeddings of recurrent memories are input rows, and stand among the tokens.
+    """
 
     memories: tuple[GistMemory, ...]
+    soft: tuple[GistMemory, ...]
     slot_index: Tensor  # (batch, slots): which slot of the memories, one behind the other; their number for padding
     slot_positions: Tensor  # (batch, slots)
     ids: Tensor  # (batch, tokens)
@@ -141,38 +148,40 @@ def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> t
         # Such a layer runs twice, so it refuses a cache that grows: memories go in by the hooks.
         window = Window(len(layers), None, tuple(zip(*in_front, strict=True)) or None)  # type: ignore[arg-type]
         cache, past = DynamicCache(), {"gist_window": window, "use_cache": False}
-    n_tokens = [count_prompt(prompt)[1] for prompt in prompts]
     hidden = torch.empty((len(prompts), 0, model.config.hidden_size), dtype=model.dtype, device=device)
     if layout.ids.shape[1]:
         hidden = decoder_of(model)(
-            input_ids=layout.ids.clamp(min=0),
+            inputs_embeds=_embed(model, layout),
             position_ids=layout.positions.clamp(min=0),
             attention_mask=_as_mask(model, _visible(layout)),
             **past,
         ).last_hidden_state  # (batch, tokens, hidden)
     state = {
         "cache": cache,
-        "ids": torch.cat((torch.full_like(layout.slot_positions, NOWHERE), layout.ids), dim=1),
+        "ids": torch.cat((torch.full_like(layout.slot_positions, NOWHERE), layout.ids.clamp(min=NOWHERE)), dim=1),
         "filled": torch.cat((layout.slot_positions, layout.positions), dim=1) != NOWHERE,
         "lengths": tuple(sum(count_prompt(prompt)) for prompt in prompts),
     }
-    return [row[len(row) - n :] for row, n in zip(hidden, n_tokens, strict=True)], state
+    return [row[ids >= 0] for row, ids in zip(hidden, layout.ids, strict=True)], state
 
 
 def _lay_out(prompts: list[list[Tensor | GistMemory]], device: torch.device) -> _Layout:
     offsets: dict[int, int] = {}  # where the slots of each memory begin; a memory that comes twice is kept once
     memories: list[GistMemory] = []
-    total = 0
+    soft: list[GistMemory] = []
     columns: tuple[list[Tensor], ...] = ([], [], [], [])
     for prompt in prompts:
         parts: tuple[list[Tensor], ...] = ([], [], [], [])
         position = 0
         for piece in prompt:
             if isinstance(piece, GistMemory):
+                recurrent = piece.config.memory == "recurrent"
+                alike = soft if recurrent else memories
                 if id(piece) not in offsets:
-                    offsets[id(piece)], total = total, total + piece.slots
-                    memories.append(piece)
-                entries, places = torch.arange(piece.slots) + offsets[id(piece)], parts[:2]
+                    offsets[id(piece)] = _n_slots(alike)
+                    alike.append(piece)
+                entries = torch.arange(piece.slots) + offsets[id(piece)]
+                entries, places = (_SOFT - entries, parts[2:]) if recurrent else (entries, parts[:2])
             else:
                 entries, places = piece.cpu(), parts[2:]
             places[0].append(entries)
@@ -183,11 +192,26 @@ def _lay_out(prompts: list[list[Tensor | GistMemory]], device: torch.device) -> 
     slot_index, slot_positions, ids, positions = (_pad_left(column).to(device) for column in columns)
     return _Layout(
         memories=tuple(memories),
-        slot_index=torch.where(slot_index == NOWHERE, total, slot_index),
+        soft=tuple(soft),
+        slot_index=torch.where(slot_index == NOWHERE, _n_slots(memories), slot_index),
         slot_positions=slot_positions,
         ids=ids,
         positions=positions,
     )
+
+
+def _n_slots(memories: Sequence[GistMemory]) -> int:
+    return sum(memory.slots for memory in memories)
+
+
+def _embed(model: Any, layout: _Layout) -> Tensor:
+    """Input embeddings of tokens and soft embeddings, shape (batch, tokens, hidden)."""
+    embedded: Tensor = model.get_input_embeddings()(layout.ids.clamp(min=0))
+    if not layout.soft:
+        return embedded
+    is_soft = layout.ids <= _SOFT
+    rows = torch.cat([memory.embeddings.to(embedded) for memory in layout.soft])
+    return embedded.index_put((is_soft,), rows[_SOFT - layout.ids[is_soft]])
 
 
 def _pad_left(rows: list[Tensor]) -> Tensor:
@@ -269,14 +293,14 @@ def _read_pieces(model: Any, prompt: list[Tensor | GistMemory], device: torch.de
     start = 0
     for piece in prompt:
         layout = _lay_out([[piece]], device)
-        if isinstance(piece, GistMemory):
+        if layout.memories:
             moved = replace(layout, slot_positions=layout.slot_positions + start)
             for number, (keys, values) in enumerate(_rotated_slots(model, moved)):
                 cache.update(keys, values, number)
-        elif len(piece):
-            positions = layout.positions + start
-            out = decoder_of(model)(input_ids=layout.ids, position_ids=positions, past_key_values=cache, use_cache=True)
-            hidden.append(out.last_hidden_state[0])
+        elif layout.ids.shape[1]:
+            places: dict[str, Any] = {"position_ids": layout.positions + start, "past_key_values": cache}
+            out = decoder_of(model)(inputs_embeds=_embed(model, layout), use_cache=True, **places)
+            hidden += [] if layout.soft else [out.last_hidden_state[0]]
         start = cache.get_seq_length()
     return torch.cat(hidden), cache
 

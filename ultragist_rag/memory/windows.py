@@ -19,15 +19,18 @@ from torch import Tensor
 from ultragist_rag.errors import ContextOverflowError
 from ultragist_rag.layout.planner import Step
 from ultragist_rag.modeling.attach import Attachment
-from ultragist_rag.modeling.encode import encode
-from ultragist_rag.types import BatchIds, Hidden
+from ultragist_rag.modeling.encode import encode, encode_soft
+from ultragist_rag.types import BatchIds, Hidden, SoftRows
 
 __all__ = ["KV", "check_positions", "keep_rows", "run_steps", "step_mask"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KV:
-    """Pre-RoPE keys and values of a batch, (batch, kv_heads, slots, head_dim) for each layer, padded at the end."""
+    """Pre-RoPE keys and values of a batch, (batch, kv_heads, slots, head_dim) for each layer, padded at the end.
+
+    Soft embeddings of recurrent memories take one layer of one head: keys hold their first half, values the second.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -35,6 +38,17 @@ class KV:
     def map(self, change: object) -> KV:
         """Apply a function to every tensor."""
         return KV(tuple(change(k) for k in self.keys), tuple(change(v) for v in self.values))  # type: ignore[operator]
+
+    @classmethod
+    def of_embeddings(cls, soft: SoftRows) -> KV:
+        """Hold soft embeddings."""
+        keys, values = soft[:, None].chunk(2, dim=-1)
+        return cls((keys,), (values,))
+
+    @property
+    def embeddings(self) -> SoftRows:
+        """The soft embeddings that `of_embeddings` was given."""
+        return torch.cat((self.keys[0], self.values[0]), dim=-1)[:, 0]
 
     @property
     def slots(self) -> int:
@@ -80,7 +94,8 @@ def run_steps(
         lead: Token at position 0 that only encodes itself and is seen by all rows; None for none.
 
     Returns:
-        Keys and values of past and new rows (the row of the lead token left out), and the hidden states of the rows.
+        Keys and values (or soft embeddings, of a recurrent memory) of past and new rows, the row of the lead token left
+        out, and the hidden states of the rows.
     """
     n_lead = int(lead is not None)
     check_positions(attachment, steps, n_lead)
@@ -91,15 +106,20 @@ def run_steps(
     ids_on_device = source.gather(1, torch.from_numpy(ids).to(device))
     if lead is not None:
         ids_on_device[:, 0] = lead
-    past = (kv.keys, kv.values, torch.from_numpy(_past_positions(steps, n_past) + n_lead).to(device)) if kv else None
-    encoded = encode(
-        attachment,
-        ids_on_device,
-        positions=torch.from_numpy(positions).to(device),
-        visible=step_mask(steps, n_lead, n_past, n_rows, device),
-        past=past,
-        gist_rows=torch.from_numpy(rows).to(device) if len(rows) else None,
-    )
+    in_front = torch.from_numpy(_past_positions(steps, n_past) + n_lead).to(device)
+    places = torch.from_numpy(positions).to(device)
+    visible = step_mask(steps, n_lead, n_past, n_rows, device)
+    gist_rows = torch.from_numpy(rows).to(device) if len(rows) else None
+    if attachment.config.memory == "recurrent":
+        soft = kv.embeddings if kv else torch.empty((len(steps), 0, attachment.decoder.config.hidden_size))
+        places = torch.cat((in_front.expand(len(steps), -1), places), dim=1)
+        visible = _with_soft_rows(visible, n_past, n_lead)
+        hidden = encode_soft(attachment, ids_on_device, soft, positions=places, visible=visible, gist_rows=gist_rows)[
+            :, n_lead:
+        ]
+        return KV.of_embeddings(torch.cat((soft.to(hidden), hidden), dim=1)), hidden
+    past = (kv.keys, kv.values, in_front) if kv else None
+    encoded = encode(attachment, ids_on_device, positions=places, visible=visible, past=past, gist_rows=gist_rows)
     new = KV(tuple(encoded.keys), tuple(encoded.values)).map(lambda part: part[:, :, n_lead:])
     if kv is not None:
         pairs = ((kv.keys, new.keys), (kv.values, new.values))
@@ -181,3 +201,10 @@ def step_mask(steps: Sequence[Step], n_lead: int, n_past: int, n_rows: int, devi
     visible = active_ & (always_ | torch.where(is_gist_, gists, raw))
     visible.diagonal(n_past, 1, 2).fill_(True)  # padding and the lead token see themselves alone
     return visible[:, None]
+
+
+def _with_soft_rows(visible: Tensor, n_past: int, n_lead: int) -> Tensor:
+    """Let each soft embedding in front see the lead token, those before it and itself; padding lies behind them."""
+    soft = torch.ones((n_past, visible.shape[3]), dtype=torch.bool, device=visible.device).tril()
+    soft[:, n_past : n_past + n_lead] = True
+    return torch.cat((soft.expand(len(visible), 1, -1, -1), visible), dim=2)

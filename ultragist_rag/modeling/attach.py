@@ -24,6 +24,7 @@ from ultragist_rag.errors import InputError, UnsupportedModelError
 from ultragist_rag.modeling.projections import gist_rows, make_projection
 from ultragist_rag.modeling.rope import decoder_of
 from ultragist_rag.modeling.window import Window
+from ultragist_rag.types import BatchIds, Hidden
 
 __all__ = ["PREFIX", "Attachment", "attach"]
 
@@ -143,6 +144,25 @@ class Attachment:
         """Width of a head."""
         return int(self.layers[0].head_dim)
 
+    @property
+    def memory_shape(self) -> tuple[int, int, int]:
+        """Layers, heads and head width of the tensors of a memory; see `GistMemory.embeddings` for recurrent ones."""
+        if self.config.memory == "recurrent":
+            return 1, 1, int(self.decoder.embed_tokens.embedding_dim) // 2
+        return self.n_layers, self.n_kv_heads, self.head_dim
+
+    def embed(self, ids: BatchIds, gist_rows: Tensor | None) -> Hidden:
+        """Embed rows.
+
+        Args:
+            ids: Token ids; what stands in gist rows does not matter.
+            gist_rows: Places of gists in the flattened (batch * tokens) rows; None for none.
+
+        Returns:
+            Input embeddings.
+        """
+        return self._with_gists(self.decoder.embed_tokens(ids), gist_rows)
+
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield every gist module with its path inside the causal LM."""
         yield f"model.{PREFIX}_embed_tokens", getattr(self.decoder, f"{PREFIX}_embed_tokens")
@@ -202,12 +222,14 @@ class Attachment:
         self._embedding_window = None
 
     def _embed(self, _module: Any, _args: Any, output: Tensor) -> Tensor:
-        window = self._embedding_window
-        if window is None or window.rows is None:
-            return output
-        gist = getattr(self.decoder, f"{PREFIX}_embed_tokens").weight.to(output.dtype)
-        flat = output.flatten(0, 1)
-        return flat.index_copy(0, window.rows, gist.expand(len(window.rows), -1)).view_as(output)
+        return output if self._embedding_window is None else self._with_gists(output, self._embedding_window.rows)
+
+    def _with_gists(self, embedded: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return embedded
+        gist = getattr(self.decoder, f"{PREFIX}_embed_tokens").weight.to(embedded.dtype)
+        flat = embedded.flatten(0, 1)
+        return flat.index_copy(0, rows, gist.expand(len(rows), -1)).view_as(embedded)
 
 
 def attach(model: Any, config: GistConfig, *, self_test: bool = True) -> Attachment:

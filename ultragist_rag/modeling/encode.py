@@ -20,9 +20,9 @@ from torch import Tensor
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.rope import model_cos_sin, rotate
 from ultragist_rag.modeling.window import Window
-from ultragist_rag.types import BatchIds, Hidden, PastPositions, VisibilityMask
+from ultragist_rag.types import BatchIds, Hidden, PastPositions, SoftRows, VisibilityMask
 
-__all__ = ["Encoded", "encode"]
+__all__ = ["Encoded", "encode", "encode_soft"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +74,44 @@ def encode(
         )
     keys, values = ([part for part in parts if part is not None] for parts in (window.keys, window.values))
     return Encoded(keys, values, output.last_hidden_state)
+
+
+def encode_soft(
+    attachment: Attachment,
+    ids: BatchIds,
+    soft: SoftRows,
+    *,
+    positions: PastPositions,
+    visible: VisibilityMask,
+    gist_rows: Tensor | None = None,
+) -> Hidden:
+    """Run rows through the decoder behind soft embeddings, which run with them as input rows.
+
+    Paper: arXiv 2412.17483, section 2 (recurrent memory).
+
+    Args:
+        attachment: The model; the caller holds its lock.
+        ids: Token ids of the rows; what stands in gist rows does not matter.
+        soft: Soft embeddings in front.
+        positions: RoPE positions of soft embeddings and rows, shape (batch, soft + rows).
+        visible: What each of them sees, shape (batch, 1, soft + rows, soft + rows).
+        gist_rows: Places of gists in the flattened (batch * rows) rows; None for none.
+
+    Returns:
+        Hidden states of the rows, behind the final norm.
+    """
+    rows, n_soft = attachment.embed(ids, gist_rows), soft.shape[1]
+    places = None if gist_rows is None else gist_rows + (gist_rows // ids.shape[1] + 1) * n_soft
+    with _masked_attention(attachment.model, visible) as mask:
+        output = attachment.decoder(
+            inputs_embeds=torch.cat((soft.to(rows), rows), dim=1),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            gist_window=Window(attachment.n_layers, places),
+        )
+    hidden: Tensor = output.last_hidden_state
+    return hidden[:, n_soft:]
 
 
 @contextmanager

@@ -198,9 +198,11 @@ def check_match(manifest: dict[str, Any], expected: Expected) -> None:
             )
     if expected.config is not None:
         mine, other = expected.config.to_dict(), manifest.get("config", {})
-        names = [name for name in mine if name not in _RATIO_SETTINGS and mine[name] != other.get(name)]
+        names = [
+            name for name in {**mine, **other} if name not in _RATIO_SETTINGS and mine.get(name) != other.get(name)
+        ]
         if names:
-            settings = ", ".join(f"{name} {other.get(name)!r} instead of {mine[name]!r}" for name in names)
+            settings = ", ".join(f"{name} {other.get(name)!r} instead of {mine.get(name)!r}" for name in names)
             raise MemoryMismatchError(
                 f"this memory was made with other settings: {settings}. Use those, or compress the text again."
             )
