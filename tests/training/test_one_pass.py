@@ -137,7 +137,7 @@ def test_a_teacher_that_agrees_adds_nothing_and_another_does() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     config = GistConfig(window=8, stride=4, ratio=4)
-    with pytest.raises(TrainingError, match="stride 4 is below window 8"):
+    with pytest.raises(TrainingError, match="stride 4 below window 8"):
         lay_out(config, [[Document((3, 4), [4])]], None, n_positions=99)
     with pytest.raises(ContextOverflowError, match="needs 12 positions"):
         lay_out(GistConfig(window=8, ratio=4), [[list(range(12))]], None, n_positions=8)

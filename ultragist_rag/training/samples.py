@@ -21,7 +21,7 @@ from typing import Any
 
 from ultragist_rag.chunking import Chunk, split_document
 from ultragist_rag.errors import TrainingError
-from ultragist_rag.training.country_fields import FIELDS, SECTIONS
+from ultragist_rag.training.country_fields import FIELDS, SECTIONS, TRAIN_FRAMES, Field
 from ultragist_rag.training.exact_samples import needle_documents, pair_documents
 from ultragist_rag.training.passages import READERS, Passage, meeting_texts
 from ultragist_rag.training.profiles import (
@@ -49,6 +49,9 @@ _VALUES = {
     "codes": {"uuid": 0.75, "long": 0.25},
     "key-codes": {"uuid": 1.0},
 }
+_SCRAMBLED = 0.85  # share of factbook chunks whose figures and names are replaced, so that they can only be read
+_WORDS = (0.1, 0.3, 0.3, 0.7)  # shares of their capitalised words that are
+_FREE = 0.35  # share of questions in a frame that fits every field
 _VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,120})(?=[;(\[\n]|$)")
 
 
@@ -190,7 +193,7 @@ class SampleSource:
                 keep = min(len(lines), rng.randint(*recipe.lines))
                 lines = [lines[i] for i in sorted(rng.sample(range(len(lines)), keep))]
                 documents.append(_document(name, section, lines, labels=kind == "labels"))
-                pairs += [(question(line.field, name, rng), line.value) for line in lines if line.field]
+                pairs += [(_ask(line.field, name, rng), line.value) for line in lines if line.field]
         return documents, pairs
 
     def _place(self, rng: random.Random) -> tuple[str, dict[str, str]]:
@@ -211,10 +214,10 @@ class SampleSource:
             several = count > len(documents) + 1 and rng.random() < 0.5
             for chunk in rng.sample(chunks, min(len(chunks), 2 if several else 1)):
                 body, found = chunk.text, self._asked(title, chunk, rng)
-                if rng.random() < 0.7:
+                if rng.random() < _SCRAMBLED:
                     kept = re.findall(r"^\w+|(?<=\n)\w+", body) + re.findall(r"\w+", f"{title} {chunk.section}")
                     seen = {word: word for word in kept}
-                    body = scramble(body, rng, 0.3, seen)
+                    body = scramble(body, rng, rng.choice(_WORDS), seen)
                     found = [(q, scramble(a, rng, 0.0, seen)) for q, a in found]
                 documents.append(body.replace(title, new))
                 pairs += [(q.replace(title, new), a.replace(title, new)) for q, a in found]
@@ -228,7 +231,7 @@ class SampleSource:
             if match and "total" not in match.group(1):
                 label = match.group(1)
                 label = label[0].lower() + label[1:]
-                pairs.append((rng.choice(_GENERIC).format(n=label, c=title), match.group(2).strip().rstrip(",")))
+                pairs.append((rng.choice(FRAMES).format(n=label, c=title), match.group(2).strip().rstrip(",")))
         return pairs
 
     def _template_pairs(self, title: str, chunk: Chunk) -> Pairs:
@@ -262,14 +265,28 @@ class SampleSource:
         return any(name in title for name in self.held_out)
 
 
-_GENERIC = (
-    "What is the {n} of {c}?",
-    "What is {c}'s {n}?",
-    "Give the {n} of {c}.",
-    "For {c}, what is the {n}?",
-    "State {c}'s {n}.",
+FRAMES = (
+    *TRAIN_FRAMES,
     "What is the {n} in {c}?",
+    "Tell me the {n} of {c}.",
+    "Name {c}'s {n}.",
+    "Please state the {n} of {c}.",
+    "What do the documents say about the {n} of {c}?",
+    "According to the text, what is {c}'s {n}?",
+    "Find the {n} for {c}.",
+    "{c}: what is its {n}?",
+    "In the case of {c}, which {n} is given?",
+    "Do you know the {n} of {c}?",
+    "I am looking for the {n} of {c}.",
+    "How is the {n} of {c} described?",
 )
+"""Frames of questions for training; none is one of those kept for measuring."""
+
+
+def _ask(field: Field, name: str, rng: random.Random) -> str:
+    if rng.random() < _FREE:
+        return rng.choice(FRAMES).replace("{n}", field.label).replace("{c}", name)
+    return question(field, name, rng)
 
 
 def _body(text: str) -> str:
