@@ -17,6 +17,7 @@ import typer
 from ultragist_rag import (
     __version__,
     cli_attribution,
+    cli_bars,
     cli_calibrate,
     cli_chat,
     cli_eval,
@@ -42,6 +43,7 @@ app.command()(cli_recall.recall)
 app.command()(cli_attribution.attribution)
 app.command()(cli_calibrate.calibrate)
 app.command("eval")(cli_eval.eval_command)
+app.command()(cli_bars.bars)
 app.command()(cli_eval.results)
 
 HOME = Path(".ultragist")
@@ -183,29 +185,21 @@ def train(
 @app.command()
 @one_line_errors
 def evaluate(  # noqa: PLR0913 - one parameter per option
+    quantise: Annotated[str, typer.Option("--quantise", help="Number formats, such as 'int8,int4'.")] = "int8,int4",
     model: Model = "bundled",
-    base: Annotated[str | None, typer.Option("--base", help="The model before gist training, as denominator.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Data folder; adds the factbook's own questions.")] = None,
     corpus: Annotated[Path, typer.Option("--corpus", help="Folder of profiles.")] = DEMO_FOLDER,
     questions: Annotated[Path, typer.Option("--questions", help="Their questions.")] = CORPUS_QUESTIONS,
     limit: Annotated[int | None, typer.Option("--limit", help="Questions of each set, spread evenly.", min=1)] = None,
-    quantise: Annotated[
-        str | None,
-        typer.Option("--quantise", help="'int8,int4': compare memories stored so with bfloat16, at ratio 4."),
-    ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for the rows as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure answers about held-out countries: full text, memories at every ratio, composed and joint, no document."""
+    """Measure what memories lose that are stored in fewer bits: answers about held-out countries at ratio 4."""
     from ultragist_rag.console import print_rows
-    from ultragist_rag.evaluation import quantised, report
+    from ultragist_rag.evaluation.quantised import evaluate_quantised, quantised_table
 
-    if quantise is None:
-        measured = report.evaluate_model(model, base, data, (corpus, questions), limit)
-        print_rows(measured, report.table(measured), output, TABLE_WIDTH, as_json=as_json)
-    else:
-        compared = quantised.evaluate_quantised(model, data, (corpus, questions), quantise.split(","), limit)
-        print_rows(compared, quantised.quantised_table(compared), output, TABLE_WIDTH, as_json=as_json)
+    compared = evaluate_quantised(model, data, (corpus, questions), quantise.split(","), limit)
+    print_rows(compared, quantised_table(compared), output, TABLE_WIDTH, as_json=as_json)
 
 
 def _parse_ratio(ratio: str) -> int | None:

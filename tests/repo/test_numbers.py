@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-import pytest
+from ultragist_rag import UltraGist
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,24 +22,25 @@ def _script() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_pages_hold_the_measured_numbers(place: int) -> None:
+def test_the_card_is_what_the_files_say() -> None:
     script = _script()
-    page = script.PAGES[place].read_text(encoding="utf-8")
-    record = json.loads((script.RESULTS / "bundled.json").read_text(encoding="utf-8"))
-    assert script.filled(page, script.PAGES[place], record) == page
-    (full,) = (row for row in record["rows"] if (row["task"], row["method"]) == ("corpus", "full"))
-    assert f"{full['exact_match'][0]:.3f}" in page
-    assert script.fill("<!-- a:begin -->\nold\n<!-- a:end -->", "a", "new") == "<!-- a:begin -->\nnew\n<!-- a:end -->"
+    assert script.CARD.read_text(encoding="utf-8") == script.card()
 
 
-def test_pages_of_docs_hold_the_numbers_of_the_commands() -> None:
+def test_what_was_measured_was_measured_with_the_weights_that_are_shipped() -> None:
+    record = _script().measured()
+    assert UltraGist.from_pretrained(record["model"]).fingerprint == record["fingerprint"]
+    assert record["model"] == "bundled"
+
+
+def test_pages_hold_the_numbers_of_the_commands() -> None:
     script = _script()
     for name, blocks in script.BLOCKS.items():
-        page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        page = (ROOT / name).read_text(encoding="utf-8")
         assert script.filled_page(page, name) == page
         for mark, make in blocks.items():
             assert f"<!-- {mark}:begin -->\n{make()}\n<!-- {mark}:end -->" in page
+    assert script.fill("<!-- a:begin -->\nold\n<!-- a:end -->", "a", "new") == "<!-- a:begin -->\nnew\n<!-- a:end -->"
 
 
 def test_the_page_of_results_is_made_of_the_runs_that_are_kept_beside_it() -> None:

@@ -8,7 +8,7 @@ Holds     all methods ask the same questions in the same words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -35,14 +35,23 @@ def predict(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
     Returns:
         One answer per case, without surrounding blanks.
     """
-    answers: list[str] = []
+    # Cases of like length are read together, and what several cases share is compressed once.
+    order = sorted(range(len(cases)), key=lambda place: sum(map(len, cases[place].documents)))
+    answers: dict[int, str] = {}
+    memories: dict[str, GistMemory] = {}
     name = method if ratio is None else f"{method} x{ratio}"
     with tqdm(total=len(cases), desc=name, unit="question") as bar:
         for start in range(0, len(cases), batch):
-            part = cases[start : start + batch]
-            answers += read(engine, lay_out(engine, part, method, ratio))
+            places = order[start : start + batch]
+            part = [cases[place] for place in places]
+            if method == "composed":
+                memories |= compress_documents(engine, part, ratio, memories)
+                prompts = compose(part, memories)
+            else:
+                prompts = lay_out(engine, part, method, ratio)
+            answers.update(zip(places, read(engine, prompts), strict=True))
             bar.update(len(part))
-    return answers
+    return [answers[place] for place in range(len(cases))]
 
 
 def lay_out(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None) -> list[Pieces]:
@@ -72,9 +81,11 @@ def _composed(engine: UltraGist, cases: Sequence[Case], ratio: int | None) -> li
     return compose(cases, compress_documents(engine, cases, ratio))
 
 
-def compress_documents(engine: UltraGist, cases: Sequence[Case], ratio: int | None) -> dict[str, GistMemory]:
-    """The memory of each different document of some cases."""
-    documents = list(dict.fromkeys(document for case in cases for document in case.documents))
+def compress_documents(
+    engine: UltraGist, cases: Sequence[Case], ratio: int | None, known: Container[str] = ()
+) -> dict[str, GistMemory]:
+    """The memory of each different document of some cases, but for those that are known."""
+    documents = list(dict.fromkeys(text for case in cases for text in case.documents if text not in known))
     return dict(zip(documents, engine.compress(documents, ratio=ratio), strict=True))
 
 

@@ -71,6 +71,16 @@ def retention(scores: Scores, full: Scores) -> float:
     return float(scores.sum() / total) if total else float("nan")
 
 
+def difference(scores: Scores, others: Scores) -> float:
+    """Mean score above that of others, on the same questions."""
+    return float((scores - others).mean())
+
+
+def perplexity(nats: Scores, tokens: Scores) -> float:
+    """Perplexity of all tokens together, from the nats and the number of tokens of each text."""
+    return float(np.exp(nats.sum() / tokens.sum()))
+
+
 def spread(items: Sequence[T], limit: int | None) -> list[T]:
     """At most `limit` items at even distances."""
     count = len(items) if limit is None else min(limit, len(items))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.evaluation.answering import compose, compress_documents, read
 from ultragist_rag.evaluation.heldout import Case
-from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mean
+from ultragist_rag.evaluation.metrics import Scores, bootstrap, difference, exact_match, mean
 from ultragist_rag.evaluation.report import case_sets, interval
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store.quantise import as_stored, check_kind, quantisation_report
@@ -130,7 +130,7 @@ def measure_quantised(
             ratio,
             len(cases),
             bootstrap(mean, scores[dtype]),
-            bootstrap(_difference, scores[dtype], scores[_PLAIN]),
+            bootstrap(difference, scores[dtype], scores[_PLAIN]),
             sum(map(str.__ne__, answers[dtype], answers[_PLAIN])) / len(cases),
             *map(float, np.mean(list(costs[dtype].values()), axis=0)),
         )
@@ -147,10 +147,6 @@ def _cost(memory: GistMemory, kind: str | None) -> tuple[float, float, int]:
 
 def _scores(cases: Sequence[Case], answers: Sequence[str]) -> Scores:
     return np.array([exact_match(a, case.answers) for a, case in zip(answers, cases, strict=True)], dtype=np.float64)
-
-
-def _difference(scores: Scores, plain: Scores) -> float:
-    return float((scores - plain).mean())
 
 
 def quantised_table(rows: Sequence[QuantisedRow]) -> Table:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.answering import read
-from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mean
+from ultragist_rag.evaluation.metrics import Scores, bootstrap, difference, exact_match, mean
 from ultragist_rag.evaluation.report import interval
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.spans import Offsets
@@ -173,7 +173,7 @@ def measure_recall(
         scores = np.array([exact_match(a, [case.answer]) for a, case in zip(answers, cases, strict=True)])
         in_order = np.array([_in_order(a, case.answer) for a, case in zip(answers, cases, strict=True)])
         alone = scores if read_from == "gists" else alone
-        paired = bootstrap(_gain, scores, alone) if alone is not None and read_from != "gists" else None
+        paired = bootstrap(difference, scores, alone) if alone is not None and read_from != "gists" else None
         kept = [0.0] if memories is None else [memory.n_verbatim for memory in memories]
         slots = [0.0] if memories is None else [memory.slots for memory in memories]
         both = (bootstrap(mean, scores), bootstrap(mean, in_order))
@@ -226,7 +226,3 @@ def _ask(engine: UltraGist, cases: Sequence[RecallCase], shown: Sequence[str | G
 def _in_order(answer: str, value: str) -> float:
     blocks = SequenceMatcher(None, value, answer, autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks) / len(value)
-
-
-def _gain(scores: Scores, alone: Scores) -> float:
-    return float(scores.mean() - alone.mean())

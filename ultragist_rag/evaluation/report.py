@@ -1,42 +1,58 @@
 """Measure a model on the held-out countries and tell what its memories keep.
 
-Is        the loop over methods, its rows, and their table.
-Flow      heldout, answering, metrics -> [report] -> cli.
+Is        the loop over methods, and its rows.
+Flow      heldout, answering, metrics -> [report] -> bars, quantised, recall.
 Change    which methods and ratios are measured, what a row says.
+Not here  what is good enough -> bars.py.
 Holds     retention is against the best full-text score of all models given.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.evaluation.answering import predict
+from ultragist_rag.evaluation.environment import versions
 from ultragist_rag.evaluation.heldout import Case, corpus_cases, factbook_cases
-from ultragist_rag.evaluation.metrics import Scores, bootstrap, exact_match, mean, retention, spread
+from ultragist_rag.evaluation.intervals import Interval
+from ultragist_rag.evaluation.metrics import Scores, bootstrap, difference, exact_match, mean, retention, spread
 
-RATIOS = (2, 4, 8, 16, 32)
+RATIOS = (4, 8, 16, 32)
+BEFORE = "full, before gist training"
+"""Method of the row of the base."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method on one set: exact match and retention, each with its 95 % interval."""
+    """One method on one set of questions.
+
+    Attributes:
+        task: Name of the set.
+        method: `full`, `composed`, `joint`, `closed`, or `BEFORE`.
+        ratio: Raw tokens per gist; None for methods without.
+        questions: How many.
+        exact_match: Share of right answers with its 95 % interval.
+        retention: The same over the better full-text score.
+        against_joint: Exact match minus that of joint memories at the same ratio, paired; None but for `composed`.
+        unseen: Exact match on questions in wordings that training never saw; None if there are none.
+        n_unseen: How many these are.
+    """
 
     task: str
     method: str
     ratio: int | None
     questions: int
-    exact_match: tuple[float, float, float]
-    retention: tuple[float, float, float]
-    heldout_wording: float
+    exact_match: Interval
+    retention: Interval
+    against_joint: Interval | None
+    unseen: Interval | None
+    n_unseen: int
 
     def to_dict(self) -> dict[str, object]:
         """The row for JSON."""
@@ -67,42 +83,26 @@ def measure(
     plan.append(("closed", None))
     scores = {step: _scores(engine, cases, *step) for step in plan}
     full = scores["full", None]
-    rows = []
     if base is not None:
         before = _scores(base, cases, "full", None)
         full = before if before.mean() > full.mean() else full
-        scores = {("full, before gist training", None): before, **scores}
+        scores = {(BEFORE, None): before, **scores}
     reworded = np.array([case.heldout for case in cases])
-    for (method, ratio), values in scores.items():
-        asked = values[reworded].mean() if reworded.any() else float("nan")
-        kept = bootstrap(retention, values, full)
-        rows.append(Row(task, method, ratio, len(cases), bootstrap(mean, values), kept, float(asked)))
-    return rows
-
-
-def evaluate_model(
-    model: str, base: str | None, data: Path | None, corpus: tuple[Path, Path], limit: int | None = None
-) -> list[Row]:
-    """Measure a model on the example corpus and, with a data folder, on the factbook's own chunks.
-
-    Args:
-        model: `bundled`, a folder or a hub id.
-        base: Folder or hub id of the model before gist training; its full-text score may be the denominator.
-        data: Folder with train/ and qa_train/.
-        corpus: Folder of profiles and file of questions.
-        limit: Only so many questions of each set, spread over it evenly.
-
-    Returns:
-        The rows of all sets.
-    """
-    sets = case_sets(data, corpus, limit)
-    engine = UltraGist.from_pretrained(model)
-    before = None
-    if base is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*untrained.*")
-            before = UltraGist.from_pretrained(base)
-    return [row for name, cases in sets.items() for row in measure(name, cases, engine, before)]
+    n_unseen = int(reworded.sum())
+    return [
+        Row(
+            task,
+            method,
+            ratio,
+            len(cases),
+            bootstrap(mean, values),
+            bootstrap(retention, values, full),
+            bootstrap(difference, values, scores["joint", ratio]) if method == "composed" else None,
+            bootstrap(mean, values[reworded]) if n_unseen else None,
+            n_unseen,
+        )
+        for (method, ratio), values in scores.items()
+    ]
 
 
 def case_sets(data: Path | None, corpus: tuple[Path, Path], limit: int | None = None) -> dict[str, list[Case]]:
@@ -115,14 +115,13 @@ def case_sets(data: Path | None, corpus: tuple[Path, Path], limit: int | None = 
 
 def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write rows as JSON, with the versions they were measured with."""
-    record = {"versions": versions(), "rows": list(rows)}
+    write_json({"versions": versions(), "rows": list(rows)}, path)
+
+
+def write_json(record: Mapping[str, object], path: Path) -> None:
+    """Write a record as JSON; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed the numbers."""
-    return {name: metadata.version(name) for name in ("torch", "transformers")}
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _scores(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None) -> Scores:
@@ -130,23 +129,7 @@ def _scores(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
     return np.array([exact_match(a, case.answers) for a, case in zip(answers, cases, strict=True)], dtype=np.float64)
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The rows as a rich table."""
-    out = Table("set", "method", "ratio", "exact match (95 %)", "kept (95 %)", "unseen wordings", "questions")
-    for row in rows:
-        out.add_row(
-            row.task,
-            row.method,
-            "" if row.ratio is None else str(row.ratio),
-            interval(row.exact_match),
-            interval(row.retention),
-            f"{row.heldout_wording:.3f}",
-            str(row.questions),
-        )
-    return out
-
-
-def interval(values: tuple[float, float, float]) -> str:
+def interval(values: Sequence[float]) -> str:
     """A value with its interval, for a table."""
     value, low, high = values
     return f"{value:.3f} ({low:.3f}-{high:.3f})"
