@@ -44,6 +44,8 @@ class Stage(_Strict):
     windows: tuple[int, ...] = ()
     raw_share: float = Field(default=0.1, ge=0, le=1, description="documents of a gist prompt that stay text")
     text_weight: float = Field(default=0.0, ge=0, description="loss weight of document tokens under full attention")
+    autoencoding: float = Field(default=0.0, ge=0, description="loss weight of tokens read off their gist alone")
+    token_importance: float = Field(default=0.0, ge=0, le=1, description="0 weighs all tokens alike")
     lr: float | None = Field(default=None, gt=0, description="peak of this stage instead of the run's")
 
 
@@ -72,6 +74,8 @@ class TrainConfig(_Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
+    accumulate: int = Field(default=1, gt=0, description="batches per optimiser step")
+    autoencoding_gists: int = Field(default=64, gt=0, description="most gists read per batch")
     checkpoint_every: int = Field(default=200, gt=0)
     stages: tuple[Stage, ...] = Field(min_length=1)
 
@@ -80,6 +84,16 @@ class TrainConfig(_Strict):
         for stage in self.stages:
             if not self.train_base and "full" in stage.modes:
                 raise ValueError(f"stage {stage.name} has mode full, which trains nothing while the base is frozen")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_of_memories_have_memories(self) -> TrainConfig:
+        for stage in self.stages:
+            if set(stage.modes) == {"full"} and (stage.autoencoding or stage.token_importance):
+                raise ValueError(
+                    f"stage {stage.name} has mode full alone, which makes no memories: "
+                    "autoencoding and token_importance change nothing there"
+                )
         return self
 
     @classmethod
@@ -105,6 +119,11 @@ class TrainConfig(_Strict):
     def n_steps(self) -> int:
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def autoencodes(self) -> bool:
+        """Whether any stage has a loss of autoencoding."""
+        return any(stage.autoencoding for stage in self.stages)
 
     @property
     def first_gist_step(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ultragist_rag.memory.prompt import prompt_forward
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
+from ultragist_rag.training.importance import stream_weights
 
 Piece = Tensor | GistMemory
 _IGNORED = -100  # label that no loss counts
@@ -32,24 +33,31 @@ _IGNORED = -100  # label that no loss counts
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Mean weighted cross entropy, with gradient; `correct` is the share of tokens of full weight that were on top."""
+    """Mean weighted cross entropy, with gradient; `correct` is the share of tokens of full weight that were on top.
+
+    `weight` is the sum of the weights that it is a mean over, `compressed` holds each memory of the batch with the
+    tokens it was made of.
+    """
 
     value: Tensor
     answer: float
     correct: float
+    weight: float = 0.0
+    compressed: tuple[tuple[GistMemory, Tensor], ...] = ()
 
 
 def _leading(lead: int | None) -> list[int]:
     return [] if lead is None else [lead]
 
 
-def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
+def _weighted(logits: Tensor, targets: Tensor, weights: Tensor, full: float = 1.0) -> Loss:
     each = functional.cross_entropy(logits.float(), targets, reduction="none")
     with torch.no_grad():
-        answers = weights >= 1
+        answers = weights >= full
         answer = each[answers].mean().item() if answers.any() else 0.0
         correct = (logits[answers].argmax(-1) == targets[answers]).float().mean().item() if answers.any() else 0.0
-    return Loss((each * weights).sum() / weights.sum().clamp_min(1e-6), answer, correct)
+    total = weights.sum()
+    return Loss((each * weights).sum() / total.clamp_min(1e-6), answer, correct, total.item())
 
 
 def full_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random) -> Loss:
@@ -80,9 +88,11 @@ def independent_loss(
     chosen = [document for document, keep in zip(documents, raw, strict=True) if not keep]
     window = rng.choice(stage.windows) if stage.windows else None
     ratios = [[rng.choice(stage.ratios) for _ in range(8)] for _ in chosen]
-    memories = iter(compress_ids(attachment, chosen, ratio=ratios, lead_token=lead, window=window) if chosen else ())
-    pieces: list[Piece] = [document if keep else next(memories) for document, keep in zip(documents, raw, strict=True)]
-    return _prompt_loss(attachment, rows, pieces, lead)
+    memories = compress_ids(attachment, chosen, ratio=ratios, lead_token=lead, window=window) if chosen else []
+    left = iter(memories)
+    pieces: list[Piece] = [document if keep else next(left) for document, keep in zip(documents, raw, strict=True)]
+    loss = _prompt_loss(attachment, rows, pieces, lead)
+    return replace(loss, compressed=tuple(zip(memories, chosen, strict=True)))
 
 
 def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random) -> Loss:
@@ -97,7 +107,7 @@ def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, st
     ratios = [[rng.choice(stage.ratios) for _ in range(32)] for _ in streams]
     memories = compress_ids(attachment, streams, ratio=ratios, window=window, joint=True)
     prompts: list[list[Piece]] = [[memory, torch.tensor(row.turns)] for memory, row in zip(memories, rows, strict=True)]
-    return _turns_loss(attachment, rows, prompts)
+    return replace(_turns_loss(attachment, rows, prompts), compressed=tuple(zip(memories, streams, strict=True)))
 
 
 def stream_loss(
@@ -106,38 +116,42 @@ def stream_loss(
     """The paper's recipe: every row one sequence, condensed on the way, loss behind its first window.
 
     Ratios follow `GistConfig.ratio_policy`. Text rows are labelled throughout, instruction rows at their answers (and
-    at their documents if the stage gives those a weight). Rows that fit into one window teach nothing and are skipped.
+    at their documents if the stage gives those a weight); `token_importance` weighs the labelled tokens of each window.
+    Rows that fit into one window teach nothing and are skipped.
 
     Raises:
         TrainingError: If no row of the batch is longer than a window.
     """
-    total, n_valid = torch.zeros((), device=attachment.device), 0
-    for row in rows:
-        ids, labels = _leading(lead), [_IGNORED] * len(_leading(lead))
-        label_documents = stage.text_weight > 0 or all(row.weights)
-        for document, separator in zip(row.documents, row.separators, strict=True):
-            ids += [*document, *separator]
-            labels += [*document] if label_documents else [_IGNORED] * len(document)
-            labels += [_IGNORED] * len(separator)
-        ids += row.turns
-        labels += [token if weight > 0 else _IGNORED for token, weight in zip(row.turns, row.weights, strict=True)]
+    sequences = [_sequence(row, lead, label_documents=stage.text_weight > 0 or all(row.weights)) for row in rows]
+    weights = stream_weights(attachment, sequences, lead, _IGNORED, stage.token_importance)
+    total, weight, compressed = torch.zeros((), device=attachment.device), 0.0, []
+    for (ids, labels), own in zip(sequences, weights, strict=True):
         out = forward_ids(
-            attachment,
-            torch.tensor([ids]),
-            labels=torch.tensor([labels]),
-            training=True,
-            seed=rng.randrange(2**31),
+            attachment, ids[None], labels=labels[None], weights=own, training=True, seed=rng.randrange(2**31)
         )
+        compressed.append((out.memory, ids))
         if out.loss is not None and out.n_valid_tokens:
-            total = total + out.loss * out.n_valid_tokens
-            n_valid += out.n_valid_tokens
-    if not n_valid:
+            total = total + out.loss * out.weight
+            weight += out.weight
+    if not weight:
         raise TrainingError(
             f"no row of the batch has labels behind its first window of {attachment.config.window} tokens. "
             "Draw longer samples (max_chars, longest), or set a smaller window."
         )
-    mean = total / n_valid
-    return Loss(mean, mean.item(), 0.0)
+    mean = total / weight
+    return Loss(mean, mean.item(), 0.0, weight, tuple(compressed))
+
+
+def _sequence(row: Row, lead: int | None, *, label_documents: bool) -> tuple[Tensor, Tensor]:
+    """Ids of a row from its lead token to its last turn, and their labels."""
+    ids, labels = _leading(lead), [_IGNORED] * len(_leading(lead))
+    for document, separator in zip(row.documents, row.separators, strict=True):
+        ids += [*document, *separator]
+        labels += [*document] if label_documents else [_IGNORED] * len(document)
+        labels += [_IGNORED] * len(separator)
+    ids += row.turns
+    labels += [token if weight > 0 else _IGNORED for token, weight in zip(row.turns, row.weights, strict=True)]
+    return torch.tensor(ids), torch.tensor(labels)
 
 
 def _prompt_loss(attachment: Attachment, rows: Sequence[Row], pieces: Sequence[Piece], lead: int | None) -> Loss:
@@ -166,7 +180,8 @@ def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[S
         weights.append(weight[index])
     state = prompt_forward(attachment, prompts, wanted=wanted)
     device = attachment.device
-    return _weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device))
+    every = 0.0  # tokens of weight zero are left out above
+    return _weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device), every)
 
 
 OBJECTIVES: dict[str, Callable[[Attachment, Sequence[Row], int | None, Stage, random.Random], Loss]] = {
