@@ -21,14 +21,20 @@ from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
 from ultragist_rag.training.importance import weigh_rows
 from ultragist_rag.training.objectives import OBJECTIVES
+from ultragist_rag.training.processes import touch_all
 
 __all__ = ["Combined", "Parts"]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a loss is made of: mean over full tokens, share of them on top, autoencoding without its weight, and the sum
-    of token weights.
+    """What a loss is made of.
+
+    Attributes:
+        answer: Mean over the tokens of full weight.
+        correct: Share of them that were on top.
+        autoencoding: Loss of autoencoding, before the stage's weight.
+        weight: Sum of the token weights that the objective is a mean over.
     """
 
     answer: float
@@ -44,15 +50,28 @@ class Combined(nn.Module):
         attachment: The model.
         lead: Token at position 0; None for none.
         autoencoder: Decoder of autoencoding; None if no stage has it.
+        several: Whether other processes wait for a gradient of every parameter.
     """
 
-    def __init__(self, attachment: Attachment, lead: int | None, autoencoder: GistDecoder | None) -> None:
+    def __init__(
+        self, attachment: Attachment, lead: int | None, autoencoder: GistDecoder | None = None, *, several: bool = False
+    ) -> None:
         """Take the parts."""
         super().__init__()
         self.model = attachment.model
         self.autoencoder = autoencoder
         self._attachment = attachment
         self._lead = lead
+        self._several = several
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return what is trained by name: that of the model's own, and `autoencoder.` with that of the decoder."""
+        named = ((name.removeprefix("model."), value) for name, value in self.named_parameters())
+        return {name: value for name, value in named if value.requires_grad}
+
+    def tie_weights(self) -> None:
+        """Tie what the model ties; accelerate asks for it once the weights are in parts."""
+        self.model.tie_weights()
 
     def forward(self, mode: str, rows: Sequence[Row], stage: Stage, seed: str) -> tuple[Tensor, Parts]:
         """Loss of one batch, and its parts."""
@@ -65,4 +84,6 @@ class Combined(nn.Module):
             memories, documents = zip(*loss.compressed, strict=True)
             extra = autoencoding_loss(self.autoencoder, memories, documents, rng)
             value, told = value + stage.autoencoding * extra, extra.item()
+        if self._several:
+            value = touch_all(value, self.parameters())
         return value, Parts(loss.answer, loss.correct, told, loss.weight)

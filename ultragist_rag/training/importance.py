@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def stream_weights(
     found: list[Tensor | None] = []
     for (ids, labels), full in zip(sequences, log_probs(attachment, [ids for ids, _ in sequences]), strict=True):
         edges = [0, *range(config.window, len(ids), config.n_stride), len(ids)]
-        spans = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+        spans = [(a, b) for a, b in pairwise(edges) if a < b]
         first = ids[: int(lead is not None)]
         alone = log_probs(attachment, [torch.cat((first, ids[a:b])) if a else ids[a:b] for a, b in spans])
         counted = (labels != ignored) & (torch.arange(len(ids)) > (config.window if config.masks_first_window else 0))

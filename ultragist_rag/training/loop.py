@@ -12,24 +12,27 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ultragist_rag.errors import TrainingError
-from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.lead import find_lead_token
+from ultragist_rag.training.autoencoding import GistDecoder
 from ultragist_rag.training.batches import Row, RowMaker
 from ultragist_rag.training.checkpoint import load_state, save_state
+from ultragist_rag.training.combined import Combined
 from ultragist_rag.training.config import Stage, TrainConfig
-from ultragist_rag.training.objectives import OBJECTIVES, Loss
+from ultragist_rag.training.dry_run import TrainReport, is_matrix, measure
 from ultragist_rag.training.optim import Muon
+from ultragist_rag.training.processes import check_sharding, drop_untouched, my_rows, share_of, unshard, whole
 from ultragist_rag.training.samples import Recipe
 from ultragist_rag.training.setup import (
     Source,
@@ -48,31 +51,6 @@ _TRIES = 50
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """What a dry run finds: parameters in all and trained, steps, and tokens per stage, about."""
-
-    n_parameters: int
-    n_trained: int
-    n_steps: int
-    n_tokens: int
-
-
-class _Objective(nn.Module):
-    """The loss as a module's forward, so that accelerate's wrappers (DDP, FSDP) see one call."""
-
-    def __init__(self, attachment: Attachment, lead: int | None) -> None:
-        super().__init__()
-        self.model = attachment.model
-        self._attachment = attachment
-        self._lead = lead
-
-    def forward(self, mode: str, rows: Sequence[Row], stage: Stage, seed: str) -> tuple[Tensor, Loss]:
-        """Loss of one batch."""
-        loss = OBJECTIVES[mode](self._attachment, rows, self._lead, stage, random.Random(seed))
-        return loss.value, loss
-
-
 class Trainer:
     """Trains what a config describes, from its start or from the last checkpoint.
 
@@ -88,8 +66,10 @@ class Trainer:
 
         self.config = config
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        check_sharding(self.accelerator)
         self.source: Source = make_source(config)
-        self.tokenizer = make_tokenizer(config, self.source)
+        with self.accelerator.main_process_first():
+            self.tokenizer = make_tokenizer(config, self.source)
         self.rows = RowMaker(self.tokenizer, self.tokenizer.eos_token)
         self.attachment = make_attachment(config, self.tokenizer)
         model = self.attachment.model
@@ -99,64 +79,72 @@ class Trainer:
         gist = {id(parameter) for parameter in self.attachment.parameters().values()}
         for parameter in model.parameters():
             parameter.requires_grad_(config.train_base or id(parameter) in gist)
-        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        decoder = GistDecoder(self.attachment, config.autoencoding_gists, config.seed) if config.autoencodes else None
+        several = self.accelerator.num_processes > 1
+        self.objective = Combined(self.attachment, self._lead(), decoder, several=several)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return self.objective.trained()
 
     def dry_run(self) -> TrainReport:
-        """Count parameters and tokens, and run one batch of every stage without a step."""
-        lead = self._lead()
-        objective = _Objective(self.attachment, lead)
-        for stage in self.config.stages:
-            for mode in stage.modes:
-                value, _ = objective(mode, self.batch(stage, 0)[:2], stage, f"{stage.name}-dry")
-                value.backward()
-        self.attachment.model.zero_grad(set_to_none=True)
-        model = self.attachment.model
-        return TrainReport(
-            n_parameters=sum(p.numel() for p in model.parameters()),
-            n_trained=sum(p.numel() for p in self.weights.values()),
-            n_steps=self.config.n_steps,
-            n_tokens=sum(stage.steps * stage.tokens for stage in self.config.stages),
-        )
+        """Count parameters and tokens, and measure one batch of every stage and mode without a step."""
+        self.objective.to(self.accelerator.device).train()
+        return measure(self.config, self.objective, self.batch, self.accelerator.autocast)
 
     def run(self, stop_after: int | None = None) -> Path:
         """Train to the end (or for some steps more), then save the model; return its folder."""
         from tqdm import tqdm
 
-        optimizers = self._optimizers()
-        state, note = self.config.output / "state", self._note()
-        start = load_state(state, self.weights, optimizers, note)
+        state, note, main = self.config.output / "state", self._note(), self.accelerator.is_main_process
+        objective, *optimizers = self.accelerator.prepare(self.objective, *self._optimizers())
+        with self.accelerator.main_process_first():
+            start = load_state(state, self.weights, optimizers, note)
         self.config.output.mkdir(parents=True, exist_ok=True)
-        objective, *prepared = self.accelerator.prepare(_Objective(self.attachment, self._lead()), *optimizers)
         objective.train()
         end = self.config.n_steps if stop_after is None else min(self.config.n_steps, start + stop_after)
-        self._cut_metrics(start)
-        with (self.config.output / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-            for step in tqdm(range(start, end), initial=start, total=self.config.n_steps, desc="train", unit="step"):
-                entry = self._step(objective, prepared, step)
-                metrics.write(json.dumps(entry) + "\n")
-                metrics.flush()
-                if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == end:
-                    save_state(state, step + 1, self.weights, optimizers, note)
+        if main:
+            self._cut_metrics(start)
+        steps = tqdm(
+            range(start, end), "train", initial=start, total=self.config.n_steps, unit="step", disable=not main
+        )
+        for step in steps:
+            entry = self._step(objective, optimizers, step)
+            if main:
+                with (self.config.output / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+                    metrics.write(json.dumps(entry) + "\n")
+            if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == end:
+                save_state(state, step + 1, self.weights, optimizers, note, write=main)
+        self.accelerator.wait_for_everyone()
         return self.save() if end == self.config.n_steps else state
 
     def save(self) -> Path:
-        """Save the result in bfloat16: a Hugging Face folder with its gist adapter, or the adapter of a frozen base."""
+        """Save the result in bfloat16: a Hugging Face folder with its gist adapter, or the adapter of a frozen base.
+
+        Each process must call it; the main one writes.
+        """
         from ultragist_rag.engine import UltraGist
 
         config, folder = self.config, self.config.output / "model"
+        unshard(self.objective)
         self.attachment.model.to(torch.bfloat16)
-        composed = any("independent" in stage.modes for stage in config.stages)
-        source = (config.base, config.revision) if config.base else None
-        engine = UltraGist(self.attachment, self.tokenizer, trained_composed=composed, source=source)
-        engine.save_pretrained(folder, adapter_only=not config.train_base)
+        if self.accelerator.is_main_process:
+            composed = any("independent" in stage.modes for stage in config.stages)
+            source = (config.base, config.revision) if config.base else None
+            engine = UltraGist(self.attachment, self.tokenizer, trained_composed=composed, source=source)
+            engine.save_pretrained(folder, adapter_only=not config.train_base)
+        self.accelerator.wait_for_everyone()
         return folder
 
     def _save_base(self) -> None:
         """Keep the model as it is before gist training: the denominator of retention."""
         gists = self.attachment.parameters()
-        weights = {name: value for name, value in self.attachment.model.state_dict().items() if name not in gists}
-        self.attachment.model.save_pretrained(self.config.output / "base", state_dict=weights)
-        self.tokenizer.save_pretrained(self.config.output / "base")
+        state = self.attachment.model.state_dict()
+        weights = {name: whole(value) for name, value in state.items() if name not in gists}
+        if self.accelerator.is_main_process:
+            self.attachment.model.save_pretrained(self.config.output / "base", state_dict=weights)
+            self.tokenizer.save_pretrained(self.config.output / "base")
 
     def batch(self, stage: Stage, number: int) -> list[Row]:
         """Rows of one batch of a stage; batches are drawn in groups and sorted by length."""
@@ -192,44 +180,58 @@ class Trainer:
     def _step(self, objective: Any, optimizers: Sequence[Any], step: int) -> dict[str, Any]:
         began = time.perf_counter()
         stage, number = self.config.stage_at(step)
-        seed = f"{self.config.seed}-{stage.name}-{number}"
-        mode = random.Random(seed).choices(list(stage.modes), weights=list(stage.modes.values()))[0]
         if step == self.config.first_gist_step and step and self.config.train_base:
             copy_base_into_gists(self.attachment)
             self._save_base()
-        rows = self.batch(stage, number)
         lr = self.config.lr_at(step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        with self.accelerator.autocast():
-            value, loss = objective(mode, rows, stage, seed)
-        if not torch.isfinite(value):
-            raise TrainingError(f"the loss is {value.item()} at step {step}. Lower lr, or check the data.")
-        self.accelerator.backward(value)
-        norm = float(self.accelerator.clip_grad_norm_(list(self.weights.values()), self.config.clip))
+        n = self.config.accumulate
+        told = [self._learn(objective, stage, number * n + i, wait=i + 1 < n) for i in range(n)]
+        if not all(math.isfinite(entry["loss"]) for entry in told):
+            raise TrainingError(
+                f"the loss is {[entry['loss'] for entry in told]} at step {step}. Lower lr, or check the data."
+            )
+        weights = list(self.weights.values())
+        drop_untouched(weights, self.accelerator)
+        norm = whole(self.accelerator.clip_grad_norm_(weights, self.config.clip)).item()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        tokens = sum(row.n_tokens for row in rows)
+        parts = ["answer", "correct", *(["autoencoding"] if self.config.autoencodes else [])]
         return {
             "step": step,
             "stage": stage.name,
-            "mode": mode,
-            "loss": round(value.item(), 5),
-            "answer": round(loss.answer, 5),
-            "correct": round(loss.correct, 4),
+            "mode": "+".join(sorted({entry["mode"] for entry in told})),
+            "loss": round(sum(entry["loss"] for entry in told) / n, 5),
+            **{part: round(sum(entry[part] for entry in told) / n, 5) for part in parts},
             "norm": round(norm, 4),
             "lr": lr,
-            "tokens": tokens,
+            "tokens": sum(entry["tokens"] for entry in told),
             "seconds": round(time.perf_counter() - began, 3),
         }
 
+    def _learn(self, objective: Any, stage: Stage, number: int, *, wait: bool) -> dict[str, Any]:
+        """Add the gradients of one batch; with `wait`, processes exchange them later."""
+        seed = f"{self.config.seed}-{stage.name}-{number}"
+        mode = random.Random(seed).choices(list(stage.modes), weights=list(stage.modes.values()))[0]
+        rows, accelerator = self.batch(stage, number), self.accelerator
+        mine, rank = my_rows(rows, accelerator), accelerator.process_index
+        with accelerator.no_sync(objective) if wait else nullcontext():
+            with accelerator.autocast():
+                value, parts = objective(mode, mine or rows[:1], stage, f"{seed}-{rank}" if rank else seed)
+            share = share_of(parts.weight if mine else 0.0, accelerator)
+            accelerator.backward(value * (share / self.config.accumulate))
+        mine_told = torch.tensor([value.item(), parts.answer, parts.correct, parts.autoencoding]) * share
+        told = accelerator.reduce(mine_told.to(accelerator.device), "mean").tolist()
+        names = ("loss", "answer", "correct", "autoencoding")
+        return {"mode": mode, "tokens": sum(row.n_tokens for row in rows), **dict(zip(names, told, strict=True))}
+
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        is_matrix: Mapping[str, bool] = {n: p.dim() == 2 and "embed" not in n for n, p in self.weights.items()}
         use_muon = self.config.optimizer == "muon"
-        matrices = [p for name, p in self.weights.items() if is_matrix[name] and use_muon]
-        others = [p for name, p in self.weights.items() if not (is_matrix[name] and use_muon)]
+        matrices = [p for name, p in self.weights.items() if is_matrix(name, p) and use_muon]
+        others = [p for name, p in self.weights.items() if not (is_matrix(name, p) and use_muon)]
         decay, lr = self.config.weight_decay, self.config.lr
         made: list[torch.optim.Optimizer] = [Muon(matrices, lr=lr, weight_decay=decay)] if matrices else []
         return [*made, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0 if use_muon else decay)]
