@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,15 @@ def save_state(
 def load_state(
     folder: Path, weights: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer], note: str
 ) -> int:
-    """Put a saved state back; return the steps done, 0 if there is none.
+    """Put a saved state back; return the steps done, 0 if there is none. All processes of a run must call it together.
 
     Raises:
         TrainingError: If the state is damaged, or belongs to other settings.
     """
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():
-        old.rename(folder)
+        with suppress(FileNotFoundError):  # another process of the run was quicker
+            old.rename(folder)
     if not folder.exists():
         return 0
     try:

@@ -99,8 +99,7 @@ class Trainer:
 
         state, note, main = self.config.output / "state", self._note(), self.accelerator.is_main_process
         objective, *optimizers = self.accelerator.prepare(self.objective, *self._optimizers())
-        with self.accelerator.main_process_first():
-            start = load_state(state, self.weights, optimizers, note)
+        start = load_state(state, self.weights, optimizers, note)
         self.config.output.mkdir(parents=True, exist_ok=True)
         objective.train()
         end = self.config.n_steps if stop_after is None else min(self.config.n_steps, start + stop_after)
