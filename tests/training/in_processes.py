@@ -19,7 +19,9 @@ def main(path: str, kind: str, stop_after: str) -> None:
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     if kind == "fsdp":
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap", reshard_after_forward=True)
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="no_wrap", reshard_after_forward=True, cpu_ram_efficient_loading=True
+        )
         accelerator.state.fsdp_plugin = plugin
         PartialState().distributed_type = DistributedType.FSDP
     trainer = Trainer(TrainConfig.model_validate_json(Path(path).read_text(encoding="utf-8")))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ultragist_rag.errors import TrainingError
 
-__all__ = ["Stage", "TrainConfig"]
+__all__ = ["Mode", "Stage", "TrainConfig"]
 
 Mode = Literal["full", "independent", "joint", "stream"]
 

@@ -19,7 +19,7 @@ import torch
 
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.combined import Combined
-from ultragist_rag.training.config import Stage, TrainConfig
+from ultragist_rag.training.config import Mode, Stage, TrainConfig
 
 __all__ = ["Measured", "TrainReport", "bytes_of_training", "is_matrix", "measure"]
 
@@ -36,7 +36,8 @@ class Measured:
         share: Of the stage's batches.
         tokens: Raw tokens of the batch.
         seconds: Forward and backward of the batch.
-        activation_bytes: Memory that forward and backward took beyond weights; None where it cannot be measured.
+        activation_bytes: Most that forward and backward took beyond weights and gradients; None where it cannot be
+            measured.
     """
 
     stage: str
@@ -62,6 +63,8 @@ class TrainReport:
         optimizer_bytes: Of the optimiser's moments.
         activation_bytes: Most that a batch took, gradients left out; None where it cannot be measured.
         memory_measured_by: How `activation_bytes` was measured.
+        memory_bytes: All of it together, on one device.
+        step_seconds: By stage, the mean over its modes.
         hours: Of all steps at the measured seconds, without optimiser steps and checkpoints.
         batches: What was measured.
     """
@@ -76,13 +79,10 @@ class TrainReport:
     optimizer_bytes: int
     activation_bytes: int | None
     memory_measured_by: str
+    memory_bytes: int
+    step_seconds: dict[str, float]
     hours: float
     batches: tuple[Measured, ...]
-
-    @property
-    def memory_bytes(self) -> int:
-        """All of it together."""
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + (self.activation_bytes or 0)
 
 
 def bytes_of_training(objective: Combined, optimizer: str) -> tuple[int, int, int]:
@@ -126,30 +126,19 @@ def measure(
     Returns:
         What was counted and measured.
     """
+    memory = _Peak()
+    measured = [
+        _measure(memory, objective, (stage, mode), batch(stage, 0), autocast)
+        for stage in config.stages
+        for mode in stage.modes
+    ]
     weights, gradients, moments = bytes_of_training(objective, config.optimizer)
-    measured = []
-    for stage in config.stages:
-        rows = batch(stage, 0)
-        for mode, share in stage.modes.items():
-            for taken in (rows[:2], rows):
-                objective.zero_grad(set_to_none=True)
-                memory = _Peak()
-                began = time.perf_counter()
-                with autocast():
-                    value, _ = objective(mode, taken, stage, f"{stage.name}-dry")
-                value.backward()
-                value.item()  # waits for an accelerator
-                seconds = time.perf_counter() - began
-            tokens = sum(row.n_tokens for row in rows)
-            share /= sum(stage.modes.values())
-            taken_bytes = memory.growth()
-            if taken_bytes is not None:
-                taken_bytes = max(0, taken_bytes - _gradient_bytes(objective))
-            measured.append(Measured(stage.name, mode, share, tokens, seconds, taken_bytes))
-    objective.zero_grad(set_to_none=True)
-    steps = {stage.name: stage.steps * config.accumulate for stage in config.stages}
     known = [entry.activation_bytes for entry in measured if entry.activation_bytes is not None]
-    stage_tokens = {stage.name: steps[stage.name] * stage.tokens for stage in config.stages}
+    stage_tokens = {stage.name: stage.steps * config.accumulate * stage.tokens for stage in config.stages}
+    seconds = {
+        stage.name: config.accumulate * sum(e.share * e.seconds for e in measured if e.stage == stage.name)
+        for stage in config.stages
+    }
     return TrainReport(
         n_parameters=sum(p.numel() for p in objective.parameters()),
         n_trained=sum(p.numel() for p in objective.trained().values()),
@@ -161,9 +150,38 @@ def measure(
         optimizer_bytes=moments,
         activation_bytes=max(known) if known else None,
         memory_measured_by=_Peak.how() if known else "not measured: this system does not tell it",
-        hours=sum(steps[entry.stage] * entry.share * entry.seconds for entry in measured) / 3600,
+        memory_bytes=weights + gradients + moments + max(known, default=0),
+        step_seconds=seconds,
+        hours=sum(stage.steps * seconds[stage.name] for stage in config.stages) / 3600,
         batches=tuple(measured),
     )
+
+
+def _measure(
+    memory: _Peak,
+    objective: Combined,
+    kind: tuple[Stage, Mode],
+    rows: Sequence[Row],
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> Measured:
+    """Run a small batch, then the whole one, which is measured; leave no gradients."""
+    stage, mode = kind
+    for taken in (rows[:2], rows):
+        objective.zero_grad(set_to_none=True)
+        memory.reset()
+        began = time.perf_counter()
+        with autocast():
+            value, _ = objective(mode, taken, stage, f"{stage.name}-dry")
+        value.backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    growth = memory.growth()
+    if growth is not None:
+        growth = max(0, growth - _gradient_bytes(objective))
+    objective.zero_grad(set_to_none=True)
+    share = stage.modes[mode] / sum(stage.modes.values())
+    return Measured(stage.name, mode, share, sum(row.n_tokens for row in rows), seconds, growth)
 
 
 def _gradient_bytes(objective: Combined) -> int:
@@ -172,25 +190,36 @@ def _gradient_bytes(objective: Combined) -> int:
 
 
 class _Peak:
-    """Most memory since it was made, beyond what was taken then; on Linux the process', else unknown."""
+    """Most memory since the last reset, beyond what was taken at first; without CUDA the process', known on Linux.
+
+    What a process has freed it may still hold, so of several batches only the largest is exact there.
+    """
 
     def __init__(self) -> None:
-        self._before = 0
+        self._before: int | None = None
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         elif _STATUS.is_file():
-            (_STATUS.parent / "clear_refs").write_text("5", encoding="ascii")  # resets the peak
             self._before = _resident("VmRSS")
+        self.reset()
+
+    def reset(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        elif self._before is not None:
+            try:
+                (_STATUS.parent / "clear_refs").write_text("5", encoding="ascii")  # resets the peak
+            except OSError:  # a sandbox may forbid it
+                self._before = None
 
     @staticmethod
     def how() -> str:
-        return "torch.cuda.max_memory_allocated" if torch.cuda.is_available() else "growth of the process, peak"
+        return "torch.cuda.max_memory_allocated" if torch.cuda.is_available() else "peak growth of the process"
 
     def growth(self) -> int | None:
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() - self._before
-        return _resident("VmHWM") - self._before if _STATUS.is_file() else None
+        if self._before is None:
+            return None
+        return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")) - self._before
 
 
 def _resident(name: str) -> int:
