@@ -1,10 +1,10 @@
 """The training loop: a curriculum of stages over one model with gist modules.
 
 Is        optimiser steps through accelerate, with checkpoints, progress and a metrics file.
-Flow      config, setup, batches, objectives, checkpoint -> [loop] -> cli.
+Flow      config, setup, batches, combined, checkpoint, dry_run -> [loop] -> cli.
 Paper     UltraGist, arXiv 2405.16635, section 3.3.
 Change    how batches are grouped, what is logged.
-Not here  what a batch's loss is -> objectives.py; schedules -> config.py.
+Not here  what a batch's loss is -> combined.py; schedules -> config.py; what several processes need -> processes.py.
 Holds     batch n depends on the config and n alone, so a resumed run sees what an unbroken one would have.
 """
 
