@@ -163,23 +163,32 @@ def train(
     data: Annotated[Path | None, typer.Option("--data", help="Data folder, instead of the one in the file.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Folder of the run, instead of the file's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Try one batch of every stage, change nothing.")] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option("--tflops", help="Dry run from the base's shape alone, at 10^12 FLOPs a second; loads nothing."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train gist parameters, and the base model if the file says so; a run that was stopped goes on."""
+    from ultragist_rag.errors import TrainingError
     from ultragist_rag.training.config import TrainConfig
     from ultragist_rag.training.loop import Trainer
 
-    trainer = Trainer(TrainConfig.read(config, data=data, output=output))
+    settings = TrainConfig.read(config, data=data, output=output)
     if not dry_run:
-        typer.echo(str(trainer.run()))
+        if tflops is not None:
+            raise TrainingError(f"tflops is {tflops}, but the run is not a dry one. Add --dry-run, or leave it out.")
+        typer.echo(str(Trainer(settings).run()))
         return
-    from ultragist_rag.console import print_json, print_record
+    from ultragist_rag.console import print_json
+    from ultragist_rag.training.forecast import forecast
+    from ultragist_rag.training.report import report_lines
 
-    report = trainer.dry_run()
+    report = Trainer(settings).dry_run() if tflops is None else forecast(settings, tflops)
     if as_json:
         print_json(report)
     else:
-        print_record(report)
+        typer.echo("\n".join(report_lines(report)))
 
 
 @app.command()

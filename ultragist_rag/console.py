@@ -24,7 +24,7 @@ from rich.text import Text
 from ultragist_rag.pipeline import Answer, IndexReport
 from ultragist_rag.store import StoreProgress
 
-__all__ = ["print_answers", "print_json", "print_record", "print_report", "print_rows", "print_table", "progress_bar"]
+__all__ = ["print_answers", "print_json", "print_report", "print_rows", "print_table", "progress_bar"]
 
 _WIDTH_IN_FILES = 160
 
@@ -51,12 +51,6 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
-
-
-def print_record(record: Any) -> None:
-    """Print a record, one line per field."""
-    for name, value in asdict(record).items():
-        typer.echo(f"{name.removeprefix('n_').replace('_', ' ')}: {value:,}")
 
 
 def print_report(report: IndexReport) -> None:

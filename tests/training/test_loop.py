@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from ultragist_rag import UltraGist
 from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.loop import Trainer
 
@@ -36,6 +37,58 @@ def test_a_resumed_run_computes_the_numbers_of_an_unbroken_one(tiny_run: TrainCo
     one, other = _weights(unbroken), _weights(broken)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(_losses(broken)) == broken.n_steps
+
+
+OBJECTIVES = [
+    pytest.param({"modes": {"independent": 1.0}, "autoencoding": 0.5}, id="autoencoding"),
+    pytest.param({"modes": {"joint": 1.0}, "token_importance": 1.0}, id="importance"),
+    pytest.param({"modes": {"stream": 1.0}, "autoencoding": 0.5, "token_importance": 0.7}, id="both, on streams"),
+]
+
+
+@pytest.mark.parametrize("keys", OBJECTIVES)
+def test_a_resumed_run_is_the_unbroken_one_with_every_objective(tiny_run: TrainConfig, keys: dict[str, object]) -> None:
+    stage = tiny_run.stages[1].model_copy(update={"steps": 3, **keys})
+    more = {"stages": (stage,), "accumulate": 2, "gradient_checkpointing": True, "autoencoding_gists": 5}
+    unbroken, broken, plain = (
+        tiny_run.model_copy(update={**more, "output": tiny_run.output / name}) for name in ("one", "two", "plain")
+    )
+    Trainer(unbroken).run()
+    Trainer(broken).run(stop_after=1)
+    Trainer(broken).run()
+    assert _losses(unbroken) == _losses(broken)
+    one, other = _weights(unbroken), _weights(broken)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    decoder = {name for name in one if name.startswith("autoencoder.")}
+    assert bool(decoder) == bool(stage.autoencoding)
+    saved = load_file(broken.output / "model" / "model.safetensors")
+    assert not any("autoencoder" in name for name in saved)
+    entry = json.loads((broken.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert (entry.get("autoencoding", 0) > 0) == bool(stage.autoencoding)
+    plain_stage = stage.model_copy(update={"autoencoding": 0.0, "token_importance": 0.0})
+    Trainer(plain.model_copy(update={"stages": (plain_stage,)})).run()
+    assert _losses(plain) != _losses(broken)
+
+
+def test_accumulated_batches_give_the_step_of_their_union(tiny_run: TrainConfig) -> None:
+    stage = tiny_run.stages[1].model_copy(update={"modes": {"independent": 1.0}, "windows": (16,), "ratios": (4,)})
+    stage = stage.model_copy(update={"raw_share": 0.0, "steps": 1})
+    more = {"stages": (stage,), "optimizer": "adamw", "checkpoint_every": 1}
+    ends = []
+    for number, accumulate in enumerate((2, 1)):
+        config = tiny_run.model_copy(
+            update={**more, "accumulate": accumulate, "output": tiny_run.output / str(accumulate)}
+        )
+        trainer = Trainer(config)
+        drawn = [row for n in range(8) for row in trainer.drawn.rows_of(stage, n)]
+        first = next(row for row in drawn if row.separators[-1])
+        other = next(row for row in drawn if row.separators[-1] and row.documents != first.documents)
+        pair = [first, Row(other.documents, other.separators, first.turns, first.weights)]
+        trainer.drawn.rows_of = (lambda _, n, pair=pair: [pair[n]]) if not number else (lambda _, __, pair=pair: pair)  # type: ignore[assignment]
+        trainer.run()
+        ends.append((_losses(config), _weights(config)))
+    assert ends[0][0] == pytest.approx(ends[1][0], abs=1e-5)
+    assert all(torch.allclose(ends[0][1][name], ends[1][1][name], atol=2e-5) for name in ends[0][1])
 
 
 @pytest.mark.parametrize("name", ["fine-kv-step-expansion", "coarse-recurrent"])

@@ -27,7 +27,7 @@ def _parts(config: TrainConfig) -> tuple[Trainer, Stage, int]:
 
 def full_loss(attachment: Attachment, rows: list[Row], lead: int, stage: Stage, rng: random.Random) -> Loss:
     del rng
-    return planned_loss(attachment, plan(attachment.config, "full", rows, lead, stage, "", 10**6), stage)[0]
+    return planned_loss(attachment, plan(attachment.config, "full", rows, lead, stage, "", n_positions=10**6), stage)
 
 
 def _weight(row: object) -> float:

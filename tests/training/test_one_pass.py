@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import ContextOverflowError, TrainingError
-from ultragist_rag.memory.compress import compress_ids
+from ultragist_rag.memory.compress import Verbatim, compress_ids
 from ultragist_rag.modeling.attach import Attachment, attach
 from ultragist_rag.testing import tiny_model
 from ultragist_rag.training.batches import Row
@@ -53,12 +54,19 @@ def _rows(seed: int = 0, n: int = 3) -> list[Row]:
         separators = (*(ids(1, 2) for _ in documents[1:]), ids(1, 2) if number != 1 else ())
         turns = ids(4, 9)
         exact = tuple((0, len(document) // 2) for document in documents)
-        rows.append(Row(documents, separators, turns, tuple(rng.choice((0.0, 0.5, 1.0)) for _ in turns[1:]) + (1.0,), exact))
+        rows.append(Row(documents, separators, turns, (*(rng.choice((0.0, 0.5, 1.0)) for _ in turns[1:]), 1.0), exact))
     return rows
 
 
 _STAGE = Stage(
-    name="s", steps=1, tokens=100, kinds={"text": 1.0}, ratios=(2, 3, 4, 8), windows=(6, 8), verbatim_share=0.5, raw_share=0.3
+    name="s",
+    steps=1,
+    tokens=100,
+    kinds={"text": 1.0},
+    ratios=(2, 3, 4, 8),
+    windows=(6, 8),
+    verbatim_share=0.5,
+    raw_share=0.3,
 )
 
 
@@ -76,22 +84,24 @@ def test_one_forward_has_loss_and_gradients_of_the_loop(name: str, mode: str) ->
     for seed in range(3):
         rows = _rows(seed)
         expected = loop(attachment, rows, _LEAD, _STAGE, random.Random(f"{seed}"))
-        batch = plan(attachment.config, mode, rows, _LEAD, _STAGE, f"{seed}", attachment.n_positions)
-        found, _ = planned_loss(attachment, batch, _STAGE)
+        batch = plan(attachment.config, mode, rows, _LEAD, _STAGE, f"{seed}", n_positions=attachment.n_positions)
+        found = planned_loss(attachment, batch, _STAGE)
         torch.testing.assert_close(found.value, expected.value, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.correct, expected.correct)
         wanted = _gradients(attachment, expected.value)
         for key, gradient in _gradients(attachment, found.value).items():
             expected_gradient = wanted.get(key, torch.zeros_like(gradient))  # none in the loop is zero here
-            torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(
+                gradient, expected_gradient, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+            )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
 def test_every_family_runs_in_one_forward(family: str) -> None:
     attachment = _attached(_CONFIGS["step-expansion"], family)
     expected = independent_loss(attachment, _rows(), _LEAD, _STAGE, random.Random("0"))
-    batch = plan(attachment.config, "independent", _rows(), _LEAD, _STAGE, "0", attachment.n_positions)
-    torch.testing.assert_close(planned_loss(attachment, batch, _STAGE)[0].value, expected.value, rtol=1e-5, atol=1e-5)
+    batch = plan(attachment.config, "independent", _rows(), _LEAD, _STAGE, "0", n_positions=attachment.n_positions)
+    torch.testing.assert_close(planned_loss(attachment, batch, _STAGE).value, expected.value, rtol=1e-5, atol=1e-5)
 
 
 def test_memories_are_those_of_compress_ids() -> None:
@@ -101,10 +111,6 @@ def test_memories_are_those_of_compress_ids() -> None:
     with torch.no_grad():
         found = run(attachment, layout, with_slots=True).memories(layout, attachment.config)
         for document, memory in zip(documents, found, strict=True):
-            import numpy as np
-
-            from ultragist_rag.memory.compress import Verbatim
-
             flags = np.isin(np.arange(len(document.ids)), document.chosen)
             (expected,) = compress_ids(
                 attachment,
@@ -124,12 +130,16 @@ def test_a_teacher_that_agrees_adds_nothing_and_another_does() -> None:
     taught = _STAGE.model_copy(update={"distil": 1.0})
     everything = taught.model_copy(update={"raw_share": 1.0})
     plain, same = (
-        planned_loss(attachment, plan(attachment.config, "independent", rows, _LEAD, stage, "0", 99), stage)[0].value
+        planned_loss(
+            attachment, plan(attachment.config, "independent", rows, _LEAD, stage, "0", n_positions=99), stage
+        ).value
         for stage in (everything.model_copy(update={"distil": 0.0}), everything)
     )
     torch.testing.assert_close(plain, same, rtol=1e-5, atol=1e-5)
     plain, other = (
-        planned_loss(attachment, plan(attachment.config, "independent", rows, _LEAD, stage, "0", 99), stage)[0].value
+        planned_loss(
+            attachment, plan(attachment.config, "independent", rows, _LEAD, stage, "0", n_positions=99), stage
+        ).value
         for stage in (_STAGE, taught)
     )
     assert other > plain + 1e-3

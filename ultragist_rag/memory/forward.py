@@ -35,21 +35,24 @@ class ForwardOutput:
     Attributes:
         logits: Of all raw tokens of the call, shape (1, tokens, vocab).
         memory: The memory behind the last token.
-        loss: Mean cross entropy of the labelled tokens, if labels were given.
+        loss: Mean cross entropy of the labelled tokens, if labels were given; weighted, if weights were.
         n_valid_tokens: Labelled tokens that the loss counts.
+        weight: Sum of their weights.
     """
 
     logits: Logits
     memory: GistMemory
     loss: Tensor | None = None
     n_valid_tokens: int = 0
+    weight: float = 0.0
 
 
-def forward_ids(
+def forward_ids(  # noqa: PLR0913 - settings of one call, all but two by keyword
     attachment: Attachment,
     input_ids: Tensor,
     *,
     labels: Tensor | None = None,
+    weights: Tensor | None = None,
     memory: GistMemory | None = None,
     training: bool = False,
     seed: int | None = None,
@@ -60,6 +63,7 @@ def forward_ids(
         attachment: The model; the caller holds its lock.
         input_ids: New tokens, shape (1, tokens).
         labels: Tokens to predict, shape as `input_ids`, unshifted; -100 counts for nothing.
+        weights: How much each label counts, shape (tokens,); None for one each.
         memory: Memory to go on from.
         training: Leave the last window raw, and the first one out of the loss (as the authors do).
         seed: For random ratios.
@@ -104,17 +108,21 @@ def forward_ids(
     assert kv is not None
     open_ids = (*open_ids, *ids[0].tolist())[cursor.window_start - start :]
     skip = n_first if training and memory is None and config.masks_first_window else 0
-    loss, n_valid = (None, 0) if labels is None else _loss(logits, labels, skip)
-    return ForwardOutput(logits, _memory(attachment, cursor, kv, open_ids, memory), loss, n_valid)
+    loss = (None, 0, 0.0) if labels is None else _loss(logits, labels, weights, skip)
+    return ForwardOutput(logits, _memory(attachment, cursor, kv, open_ids, memory), *loss)
 
 
-def _loss(logits: Tensor, labels: Tensor, n_skipped: int) -> tuple[Tensor, int]:
+def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None, n_skipped: int) -> tuple[Tensor, int, float]:
     """Shift the labels once over the whole call and average over all that count."""
     targets = torch.nn.functional.pad(labels[:, 1:].to(logits.device), (0, 1), value=-100)
     targets[:, :n_skipped] = -100
     n_valid = int((targets != -100).sum())
-    total = torch.nn.functional.cross_entropy(logits[0].float(), targets[0], reduction="sum", ignore_index=-100)
-    return total / n_valid if n_valid else total * float("nan"), n_valid
+    how, weight = ("sum", float(n_valid)) if weights is None else ("none", 0.0)
+    total = torch.nn.functional.cross_entropy(logits[0].float(), targets[0], reduction=how, ignore_index=-100)
+    if weights is not None:
+        shifted = torch.nn.functional.pad(weights[1:].to(logits.device), (0, 1)) * (targets[0] != -100)
+        total, weight = (total * shifted).sum(), float(shifted.sum())
+    return total / weight if weight else total * float("nan"), n_valid, weight
 
 
 def _resume(attachment: Attachment, memory: GistMemory | None) -> tuple[Cursor, KV | None, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.processes import alike, whole
 
 _STATE = "state.json"
 
 
 def save_state(
-    folder: Path, step: int, weights: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer], note: str
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    note: str,
+    *,
+    write: bool = True,
 ) -> None:
-    """Write the state so that `folder` always holds a whole one.
+    """Write the state so that `folder` always holds a whole one. Tensors that lie in parts are put together.
 
     Args:
         folder: Where the state lies; replaced as a whole.
@@ -34,21 +42,24 @@ def save_state(
         weights: Trained tensors by name.
         optimizers: In the order of the run.
         note: Text that a resumed run must repeat: its settings.
+        write: Whether this process writes; all must call, since they put the tensors together.
     """
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(
-        {name: tensor.detach().contiguous().clone() for name, tensor in weights.items()}, fresh / "weights.safetensors"
-    )
+    files = {"weights": {name: whole(tensor.detach()) for name, tensor in weights.items()}}
     for number, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()["state"]
-        tensors = {
-            f"{index}.{key}": torch.as_tensor(value).contiguous()
+        files[f"optimizer{number}"] = {
+            f"{index}.{key}": whole(torch.as_tensor(value))
             for index, entry in state.items()
             for key, value in entry.items()
         }
-        save_file(tensors, fresh / f"optimizer{number}.safetensors")
+    if not write:
+        return
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for name, tensors in files.items():
+        copies = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+        save_file(copies, fresh / f"{name}.safetensors")
     (fresh / _STATE).write_text(json.dumps({"step": step, "note": note}), encoding="utf-8")
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -61,14 +72,15 @@ def save_state(
 def load_state(
     folder: Path, weights: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer], note: str
 ) -> int:
-    """Put a saved state back; return the steps done, 0 if there is none.
+    """Put a saved state back; return the steps done, 0 if there is none. All processes of a run must call it together.
 
     Raises:
         TrainingError: If the state is damaged, or belongs to other settings.
     """
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():
-        old.rename(folder)
+        with suppress(FileNotFoundError):  # another process of the run was quicker
+            old.rename(folder)
     if not folder.exists():
         return 0
     try:
@@ -85,12 +97,14 @@ def load_state(
         raise TrainingError(f"{folder} holds other tensors than the model. Choose another output, or delete it.")
     with torch.no_grad():
         for name, tensor in weights.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(alike(saved[name].to(tensor.dtype), tensor))
     for optimizer, tensors in zip(optimizers, moments, strict=True):
-        whole = optimizer.state_dict()
+        settings = optimizer.state_dict()
+        optimized = [weight for group in optimizer.param_groups for weight in group["params"]]
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({**whole, "state": entries})
+            weight = optimized[int(index)]
+            entries.setdefault(int(index), {})[key] = alike(tensor, weight) if tensor.shape == weight.shape else tensor
+        optimizer.load_state_dict({**settings, "state": entries})
     return int(state["step"])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ultragist_rag.errors import TrainingError
 
-__all__ = ["Stage", "TrainConfig"]
+__all__ = ["Mode", "Stage", "TrainConfig"]
 
 Mode = Literal["full", "independent", "joint", "stream"]
 
@@ -47,7 +47,8 @@ class Stage(_Strict):
     continued_weight: float = Field(default=1.0, gt=0, description="loss weight of tokens that continue a plain text")
     verbatim_share: float = Field(default=0.0, ge=0, le=1, description="rows that keep exact values beside the gists")
     distil: float = Field(default=0.0, ge=0, description="weight of the divergence from answers out of the full text")
-    autoencoding: float = Field(default=0.0, ge=0)
+    autoencoding: float = Field(default=0.0, ge=0, description="loss weight of tokens read off their gist alone")
+    token_importance: float = Field(default=0.0, ge=0, le=1, description="0 weighs all tokens alike")
     one_pass: bool = Field(default=True, description="all windows in one forward, where the settings allow it")
     lr: float | tuple[float, float] | None = Field(default=None, description="instead of the run's; or from, to")
 
@@ -78,6 +79,8 @@ class TrainConfig(_Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
+    accumulate: int = Field(default=1, gt=0, description="batches per optimiser step")
+    autoencoding_gists: int = Field(default=64, gt=0, description="most gists read per batch")
     checkpoint_every: int = Field(default=200, gt=0)
     workers: int = Field(default=0, ge=0, description="processes that draw batches; 0 draws them in between")
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -87,6 +90,16 @@ class TrainConfig(_Strict):
         for stage in self.stages:
             if not self.train_base and "full" in stage.modes:
                 raise ValueError(f"stage {stage.name} has mode full, which trains nothing while the base is frozen")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_of_memories_have_memories(self) -> TrainConfig:
+        for stage in self.stages:
+            if set(stage.modes) == {"full"} and (stage.autoencoding or stage.token_importance):
+                raise ValueError(
+                    f"stage {stage.name} has mode full alone, which makes no memories: "
+                    "autoencoding and token_importance change nothing there"
+                )
         return self
 
     @classmethod
@@ -112,6 +125,11 @@ class TrainConfig(_Strict):
     def n_steps(self) -> int:
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def autoencodes(self) -> bool:
+        """Whether any stage has a loss of autoencoding."""
+        return any(stage.autoencoding for stage in self.stages)
 
     @property
     def first_gist_step(self) -> int:

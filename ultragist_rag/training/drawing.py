@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row, RowMaker
-from ultragist_rag.training.config import Stage, TrainConfig
+from ultragist_rag.training.config import Mode, Stage, TrainConfig
 from ultragist_rag.training.one_pass import can_lay_out
 from ultragist_rag.training.planned import Planned, plan
 from ultragist_rag.training.samples import Recipe
@@ -31,18 +31,22 @@ _AHEAD = 2  # groups that each worker has ready
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: what is done, with how many raw tokens, and either the rows or what was planned of them."""
+    """What is done with how many raw tokens, and either the rows or what was planned of them.
+
+    `counts` is false where a process has no row of its own and takes another's, for others not to wait.
+    """
 
     stage: Stage
-    mode: str
+    mode: Mode
     seed: str
     n_tokens: int
     rows: tuple[Row, ...] = ()
     planned: Planned | None = None
+    counts: bool = True
 
 
 class Drawn:
-    """The batches of a run.
+    """The batches of a run, or the share of one of several processes that each take every n-th row.
 
     Args:
         config: The run.
@@ -50,10 +54,17 @@ class Drawn:
         rows: Makes rows of them.
         attachment: The model, for its settings alone.
         lead: Lead token, or None.
+        process: Number of this process, and how many there are.
     """
 
     def __init__(
-        self, config: TrainConfig, source: Source, rows: RowMaker, attachment: Attachment, lead: int | None
+        self,
+        config: TrainConfig,
+        source: Source,
+        rows: RowMaker,
+        attachment: Attachment,
+        lead: int | None,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
         self._config = config
         self._source = source
@@ -61,19 +72,36 @@ class Drawn:
         self._gists = attachment.config
         self._n_positions = attachment.n_positions
         self._lead = lead
+        self._process = process
         self._group: tuple[tuple[str, int], list[list[Row]]] | None = None
 
-    def batch(self, stage: Stage, number: int, mode: str | None = None) -> Batch:
-        """Batch `number` of a stage, in the mode that is its turn unless another is named."""
-        rows = self.rows_of(stage, number)
+    def batch(self, stage: Stage, number: int, mode: Mode | None = None, most: int | None = None) -> Batch:
+        """Batch `number` of a stage, in the mode that is its turn unless another is named, of `most` rows if given."""
+        rank, n_processes = self._process
+        everything = self.rows_of(stage, number)[:most]
+        rows = everything[rank::n_processes]
         seed = f"{self._config.seed}-{stage.name}-{number}"
         drawn = random.Random(seed).choices(list(stage.modes), weights=list(stage.modes.values()))[0]
-        mode = mode or drawn
-        n_tokens = sum(row.n_tokens for row in rows)
-        if mode == "full" or (stage.one_pass and mode != "stream" and can_lay_out(self._gists)):
-            planned = plan(self._gists, mode, rows, self._lead, stage, seed, self._n_positions)
-            return Batch(stage, mode, seed, n_tokens, planned=planned)
-        return Batch(stage, mode, seed, n_tokens, tuple(rows))
+        batch = Batch(
+            stage,
+            mode or drawn,
+            f"{seed}-{rank}" if rank else seed,
+            sum(row.n_tokens for row in everything),
+            rows=tuple(rows or everything[:1]),
+            counts=bool(rows),
+        )
+        return self._planned(batch)
+
+    def _planned(self, batch: Batch) -> Batch:
+        """Lay it out, unless it is weighed or looped over by the model first."""
+        stage = batch.stage
+        is_plain = batch.mode != "stream" and not stage.token_importance
+        if batch.mode != "full" and not (is_plain and stage.one_pass and can_lay_out(self._gists)):
+            return batch
+        planned = plan(
+            self._gists, batch.mode, batch.rows, self._lead, stage, batch.seed, n_positions=self._n_positions
+        )
+        return replace(batch, rows=(), planned=planned)
 
     def rows_of(self, stage: Stage, number: int) -> list[Row]:
         """Rows of batch `number` of a stage."""
@@ -83,29 +111,31 @@ class Drawn:
         return self._group[1][number % _GROUP]
 
     def batches(self, start: int, end: int) -> Iterator[Batch]:
-        """The batches of steps `start` to `end`, by workers if the config has some."""
+        """The batches of steps `start` to `end`, `accumulate` for each, by workers if the config has some."""
         if not self._config.workers:
-            for step in range(start, end):
-                yield self.batch(*self._config.stage_at(step))
+            for stage, numbers in self._spans(start, end):
+                for number in numbers:
+                    yield self.batch(stage, number)
             return
         groups = _Groups(self, self._spans(start, end))
-        loader = DataLoader(
+        loader: DataLoader[list[Batch]] = DataLoader(
             groups, batch_size=None, num_workers=self._config.workers, prefetch_factor=_AHEAD, collate_fn=_as_it_is
         )
         for group in loader:
             for batch in group:
-                planned = batch.planned and batch.planned.map(torch.from_numpy)
-                yield replace(batch, planned=planned)
+                yield replace(batch, planned=batch.planned and batch.planned.map(torch.from_numpy))
 
     def _spans(self, start: int, end: int) -> list[tuple[Stage, list[int]]]:
-        """Steps by groups: the stage, and the numbers in it."""
+        """Batches by groups: the stage, and their numbers in it."""
         spans: list[tuple[Stage, list[int]]] = []
+        n = self._config.accumulate
         for step in range(start, end):
-            stage, number = self._config.stage_at(step)
-            if spans and spans[-1][0] is stage and spans[-1][1][-1] // _GROUP == number // _GROUP:
-                spans[-1][1].append(number)
-            else:
-                spans.append((stage, [number]))
+            stage, first = self._config.stage_at(step)
+            for number in range(first * n, first * n + n):
+                if spans and spans[-1][0] is stage and spans[-1][1][-1] // _GROUP == number // _GROUP:
+                    spans[-1][1].append(number)
+                else:
+                    spans.append((stage, [number]))
         return spans
 
     def _draw_group(self, stage: Stage, key: tuple[str, int]) -> list[list[Row]]:
@@ -133,7 +163,7 @@ class Drawn:
         return batches
 
 
-class _Groups:
+class _Groups(Dataset[list[Batch]]):
     """Groups of batches by number, as a data loader asks for them."""
 
     def __init__(self, drawn: Drawn, spans: list[tuple[Stage, list[int]]]) -> None:
@@ -147,7 +177,9 @@ class _Groups:
         stage, numbers = self._spans[index]
         batches = [self._drawn.batch(stage, number) for number in numbers]
         # As arrays they come through a pipe: tensors would take a file handle each.
-        return [replace(batch, planned=batch.planned and batch.planned.map(lambda part: part.numpy())) for batch in batches]
+        return [
+            replace(batch, planned=batch.planned and batch.planned.map(lambda part: part.numpy())) for batch in batches
+        ]
 
 
 def _as_it_is(group: list[Batch]) -> list[Batch]:

@@ -79,7 +79,9 @@ def needle_documents(
     return documents, pairs
 
 
-def pair_documents(count: int, lines: tuple[int, int], kinds: Mapping[str, float], rng: random.Random) -> tuple[list[str], Pairs]:
+def pair_documents(
+    count: int, lines: tuple[int, int], kinds: Mapping[str, float], rng: random.Random
+) -> tuple[list[str], Pairs]:
     """JSON objects with some pairs each, and questions for the values of keys.
 
     Args:
@@ -104,7 +106,7 @@ def pair_documents(count: int, lines: tuple[int, int], kinds: Mapping[str, float
 
 def _name(rng: random.Random) -> str:
     word = ""
-    while len(word) < 3:  # noqa: PLR2004 - a letter is no name
+    while len(word) < 3:
         word = invented_word(rng)
     return word.capitalize()
 

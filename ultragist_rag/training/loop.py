@@ -1,22 +1,22 @@
 """The training loop: a curriculum of stages over one model with gist modules.
 
 Is        optimiser steps through accelerate, with checkpoints, progress and a metrics file.
-Flow      config, setup, batches, objectives, checkpoint -> [loop] -> cli.
+Flow      config, setup, drawing, combined, checkpoint, dry_run -> [loop] -> cli.
 Paper     UltraGist, arXiv 2405.16635, section 3.3.
-Change    how batches are grouped, what is logged.
-Not here  what a batch's loss is -> objectives.py; schedules -> config.py.
+Change    what is logged.
+Not here  which batches there are -> drawing.py; what a batch's loss is -> combined.py; schedules -> config.py; what
+          several processes need -> processes.py.
 Holds     batch n depends on the config and n alone, so a resumed run sees what an unbroken one would have.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from ultragist_rag.errors import TrainingError
-from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.lead import find_lead_token
+from ultragist_rag.training.autoencoding import GistDecoder
 from ultragist_rag.training.batches import RowMaker
 from ultragist_rag.training.checkpoint import load_state, save_state
+from ultragist_rag.training.combined import Combined
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.drawing import Batch, Drawn
-from ultragist_rag.training.objectives import OBJECTIVES, Loss
+from ultragist_rag.training.dry_run import TrainReport, is_matrix, measure
 from ultragist_rag.training.optim import Muon
-from ultragist_rag.training.planned import planned_loss
+from ultragist_rag.training.processes import check_sharding, drop_untouched, share_of, unshard, whole
 from ultragist_rag.training.setup import (
     Source,
     checkpoint_layers,
@@ -44,36 +45,15 @@ from ultragist_rag.training.setup import (
 
 __all__ = ["TrainReport", "Trainer"]
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
-class TrainReport:
-    """What a dry run finds: parameters in all and trained, steps, and tokens per stage, about."""
+class _Told:
+    """What a step tells: its batches, and loss, answer, correct, autoencoding and norm as one tensor."""
 
-    n_parameters: int
-    n_trained: int
-    n_steps: int
-    n_tokens: int
-
-
-class _Objective(nn.Module):
-    """The loss as a module's forward, so that accelerate's wrappers (DDP, FSDP) see one call."""
-
-    def __init__(self, attachment: Attachment, lead: int | None) -> None:
-        super().__init__()
-        self.model = attachment.model
-        self._attachment = attachment
-        self._lead = lead
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Loss]:
-        """Loss of one batch."""
-        if batch.planned is not None:
-            loss, _ = planned_loss(self._attachment, batch.planned.to(self._attachment.device), batch.stage)
-        else:
-            rng = random.Random(batch.seed)
-            loss = OBJECTIVES[batch.mode](self._attachment, batch.rows, self._lead, batch.stage, rng)
-        return loss.value, loss
+    step: int
+    batches: list[Batch]
+    numbers: Tensor
+    began: float
 
 
 class Trainer:
@@ -91,94 +71,107 @@ class Trainer:
 
         self.config = config
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        check_sharding(self.accelerator)
         self.source: Source = make_source(config)
-        self.tokenizer = make_tokenizer(config, self.source)
+        with self.accelerator.main_process_first():
+            self.tokenizer = make_tokenizer(config, self.source)
         self.rows = RowMaker(self.tokenizer, self.tokenizer.eos_token)
         self.attachment = make_attachment(config, self.tokenizer)
         model = self.attachment.model
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        self.drawn = Drawn(config, self.source, self.rows, self.attachment, self._lead())
+        process = (self.accelerator.process_index, self.accelerator.num_processes)
+        self.drawn = Drawn(config, self.source, self.rows, self.attachment, self._lead(), process)
         gist = {id(parameter) for parameter in self.attachment.parameters().values()}
         for parameter in model.parameters():
             parameter.requires_grad_(config.train_base or id(parameter) in gist)
-        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        decoder = GistDecoder(self.attachment, config.autoencoding_gists, config.seed) if config.autoencodes else None
+        several = self.accelerator.num_processes > 1
+        self.objective = Combined(self.attachment, self._lead(), decoder, several=several)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return self.objective.trained()
 
     def dry_run(self) -> TrainReport:
-        """Count parameters and tokens, and run one batch of every stage without a step."""
-        lead = self._lead()
-        objective = _Objective(self.attachment, lead)
-        for stage in self.config.stages:
-            for mode in stage.modes:
-                value, _ = objective(self.drawn.batch(stage, 0, mode))
-                value.backward()
-        self.attachment.model.zero_grad(set_to_none=True)
-        model = self.attachment.model
-        return TrainReport(
-            n_parameters=sum(p.numel() for p in model.parameters()),
-            n_trained=sum(p.numel() for p in self.weights.values()),
-            n_steps=self.config.n_steps,
-            n_tokens=sum(stage.steps * stage.tokens for stage in self.config.stages),
-        )
+        """Count parameters and tokens, and measure one batch of every stage and mode without a step."""
+        self.objective.to(self.accelerator.device).train()
+        return measure(self.config, self.objective, self.drawn, self.accelerator.autocast)
 
     def run(self, stop_after: int | None = None, deadline: float = math.inf) -> Path:
         """Train to the end, then save the model; return its folder.
 
         Args:
             stop_after: Stop after so many steps more; the folder returned is that of the state.
-            deadline: Stop when `time.monotonic()` reaches this.
+            deadline: Stop when `time.monotonic()` reaches this, likewise.
         """
-        from tqdm import tqdm
-
-        optimizers = self._optimizers()
-        state, note = self.config.output / "state", self._note()
+        state, note, main = self.config.output / "state", self._note(), self.accelerator.is_main_process
+        objective, *optimizers = self.accelerator.prepare(self.objective, *self._optimizers())
         start = load_state(state, self.weights, optimizers, note)
         self.config.output.mkdir(parents=True, exist_ok=True)
-        objective, *prepared = self.accelerator.prepare(_Objective(self.attachment, self._lead()), *optimizers)
         objective.train()
         end = self.config.n_steps if stop_after is None else min(self.config.n_steps, start + stop_after)
-        self._cut_metrics(start)
-        waiting: tuple[Any, ...] | None = None
+        if main:
+            self._cut_metrics(start)
         batches = self.drawn.batches(start, end)
-        with (self.config.output / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-            for step in tqdm(
-                range(start, end), initial=start, total=self.config.n_steps, desc="train", unit="step", mininterval=1.0
-            ):
-                began = time.perf_counter()
-                batch = next(batches)
-                done = self._step(objective, prepared, step, batch)
-                is_late = time.monotonic() >= deadline
-                saves = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == end or is_late
-                for late in filter(None, (waiting, (step, batch, done, began) if saves else None)):
-                    metrics.write(json.dumps(self._entry(*late)) + "\n")
-                waiting = None if saves else (step, batch, done, began)
-                if saves:
-                    metrics.flush()
-                    save_state(state, step + 1, self.weights, optimizers, note)
-                if is_late:
-                    return state
+        waiting: list[_Told] = []
+        for step in self._bar(start, end):
+            waiting.append(self._step(objective, optimizers, step, batches))
+            is_late = time.monotonic() >= deadline
+            saves = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == end or is_late
+            while len(waiting) > (0 if saves else 1):
+                self._write(self._entry(waiting.pop(0)))
+            if saves:
+                save_state(state, step + 1, self.weights, optimizers, note, write=main)
+            if is_late:
+                return state
+        self.accelerator.wait_for_everyone()
         return self.save() if end == self.config.n_steps else state
 
+    def _bar(self, start: int, end: int) -> Iterable[int]:
+        from tqdm import tqdm
+
+        main = self.accelerator.is_main_process
+        steps: Iterable[int] = tqdm(
+            range(start, end), "train", initial=start, total=self.config.n_steps, unit="step", disable=not main
+        )
+        return steps
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.config.output / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+                metrics.write(json.dumps(entry) + "\n")
+
     def save(self) -> Path:
-        """Save the result in bfloat16: a Hugging Face folder with its gist adapter, or the adapter of a frozen base."""
+        """Save the result in bfloat16: a Hugging Face folder with its gist adapter, or the adapter of a frozen base.
+
+        Each process must call it; the main one writes.
+        """
         from ultragist_rag.engine import UltraGist
 
         config, folder = self.config, self.config.output / "model"
+        unshard(self.objective)
         self.attachment.model.to(torch.bfloat16)
-        composed = any("independent" in stage.modes for stage in config.stages)
-        source = (config.base, config.revision) if config.base else None
-        engine = UltraGist(self.attachment, self.tokenizer, trained_composed=composed, source=source)
-        engine.save_pretrained(folder, adapter_only=not config.train_base)
+        if self.accelerator.is_main_process:
+            composed = any("independent" in stage.modes for stage in config.stages)
+            source = (config.base, config.revision) if config.base else None
+            engine = UltraGist(self.attachment, self.tokenizer, trained_composed=composed, source=source)
+            engine.save_pretrained(folder, adapter_only=not config.train_base)
+        self.accelerator.wait_for_everyone()
         return folder
 
     def _save_base(self) -> None:
         """Keep the model as it is before gist training: the denominator of retention."""
         gists = self.attachment.parameters()
-        weights = {name: value for name, value in self.attachment.model.state_dict().items() if name not in gists}
-        self.attachment.model.save_pretrained(self.config.output / "base", state_dict=weights)
-        self.tokenizer.save_pretrained(self.config.output / "base")
+        state = self.attachment.model.state_dict()
+        weights = {name: whole(value) for name, value in state.items() if name not in gists}
+        if self.accelerator.is_main_process:
+            self.attachment.model.save_pretrained(self.config.output / "base", state_dict=weights)
+            self.tokenizer.save_pretrained(self.config.output / "base")
 
-    def _step(self, objective: Any, optimizers: Sequence[Any], step: int, batch: Batch) -> tuple[Loss, Tensor]:
+    def _step(self, objective: Any, optimizers: Sequence[Any], step: int, batches: Iterator[Batch]) -> _Told:
+        began = time.perf_counter()
         if step == self.config.first_gist_step and step and self.config.train_base:
             copy_base_into_gists(self.attachment)
             self._save_base()
@@ -186,41 +179,51 @@ class Trainer:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        with self.accelerator.autocast():
-            value, loss = objective(batch)
-        self.accelerator.backward(value)
-        norm = self.accelerator.clip_grad_norm_(list(self.weights.values()), self.config.clip)
+        n = self.config.accumulate
+        told = [self._learn(objective, next(batches), wait=i + 1 < n) for i in range(n)]
+        weights = list(self.weights.values())
+        drop_untouched(weights, self.accelerator)
+        norm = whole(self.accelerator.clip_grad_norm_(weights, self.config.clip))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        numbers = torch.cat([torch.stack([parts for _, parts in told]).mean(0), norm.detach().float()[None]])
+        return _Told(step, [batch for batch, _ in told], numbers, began)
 
-    def _entry(self, step: int, batch: Batch, done: tuple[Loss, Tensor], began: float) -> dict[str, Any]:
-        """A line of metrics; asking for its numbers waits for the device, so this is done one step late."""
-        loss, norm = done
-        value, answer, correct, size = torch.stack(
-            [part.detach().float().to(loss.value.device) for part in (loss.value, loss.answer, loss.correct, norm)]
-        ).tolist()
+    def _learn(self, objective: Any, batch: Batch, *, wait: bool) -> tuple[Batch, Tensor]:
+        """Add the gradients of one batch; with `wait`, processes exchange them later."""
+        accelerator = self.accelerator
+        with accelerator.no_sync(objective) if wait else nullcontext():
+            with accelerator.autocast():
+                value, parts = objective(batch)
+            share = share_of(parts.weight * batch.counts, accelerator)
+            accelerator.backward(value * (share / self.config.accumulate))
+        told = torch.stack([value.detach(), parts.answer, parts.correct, parts.autoencoding]).float() * share
+        return replace(batch, rows=(), planned=None), accelerator.reduce(told.to(accelerator.device), "mean")
+
+    def _entry(self, told: _Told) -> dict[str, Any]:
+        """A line of metrics. Asking for its numbers waits for the device, so this is done one step late."""
+        value, answer, correct, autoencoding, norm = told.numbers.tolist()
         if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {step}. Lower lr, or check the data.")
+            raise TrainingError(f"the loss is {value} at step {told.step}. Lower lr, or check the data.")
         return {
-            "step": step,
-            "stage": batch.stage.name,
-            "mode": batch.mode,
+            "step": told.step,
+            "stage": told.batches[0].stage.name,
+            "mode": "+".join(sorted({batch.mode for batch in told.batches})),
             "loss": round(value, 5),
             "answer": round(answer, 5),
-            "correct": round(correct, 4),
-            "norm": round(size, 4),
-            "lr": self.config.lr_at(step),
-            "tokens": batch.n_tokens,
-            "seconds": round(time.perf_counter() - began, 3),
+            "correct": round(correct, 5),
+            **({"autoencoding": round(autoencoding, 5)} if self.config.autoencodes else {}),
+            "norm": round(norm, 4),
+            "lr": self.config.lr_at(told.step),
+            "tokens": sum(batch.n_tokens for batch in told.batches),
+            "seconds": round(time.perf_counter() - told.began, 3),
         }
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        is_matrix: Mapping[str, bool] = {n: p.dim() == 2 and "embed" not in n for n, p in self.weights.items()}
         use_muon = self.config.optimizer == "muon"
-        matrices = [p for name, p in self.weights.items() if is_matrix[name] and use_muon]
-        others = [p for name, p in self.weights.items() if not (is_matrix[name] and use_muon)]
+        matrices = [p for name, p in self.weights.items() if is_matrix(name, p) and use_muon]
+        others = [p for name, p in self.weights.items() if not (is_matrix(name, p) and use_muon)]
         decay, lr = self.config.weight_decay, self.config.lr
         made: list[torch.optim.Optimizer] = [Muon(matrices, lr=lr, weight_decay=decay)] if matrices else []
         return [*made, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0 if use_muon else decay)]

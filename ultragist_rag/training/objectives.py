@@ -10,8 +10,8 @@ Holds     gradients flow through all windows; weights of zero contribute nothing
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ultragist_rag.memory.prompt import prompt_forward
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
+from ultragist_rag.training.importance import stream_weights
 from ultragist_rag.training.one_pass import Document
 
 Piece = Tensor | GistMemory
@@ -36,27 +37,35 @@ _IGNORED = -100  # label that no loss counts
 class Loss:
     """Mean weighted cross entropy, with gradient, and what is logged of it, without.
 
-    `answer` is the mean over tokens of full weight, `correct` the share of them that were on top; both tensors.
+    `answer` is the mean over tokens of full weight, `correct` the share of them that were on top; `weight` is the sum
+    of the weights that the value is a mean over: tensors all. `compressed` holds each memory of the batch with the
+    tokens it was made of, where a stage reads them again.
     """
 
     value: Tensor
     answer: Tensor
     correct: Tensor
+    weight: Tensor
+    compressed: tuple[tuple[GistMemory, Tensor], ...] = ()
 
 
 def _leading(lead: int | None) -> list[int]:
     return [] if lead is None else [lead]
 
 
-def weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Loss:
-    """Weighted mean cross entropy of logits of shape (tokens, vocab)."""
+def weighted(logits: Tensor, targets: Tensor, weights: Tensor, stage: Stage) -> Loss:
+    """Weighted mean cross entropy of logits of shape (tokens, vocab).
+
+    Answers are what has full weight; where tokens are weighed by their importance, all of them.
+    """
     each = functional.cross_entropy(logits.float(), targets, reduction="none")
+    total = weights.sum()
     with torch.no_grad():
-        full = (weights >= 1).float()
+        full = torch.ones_like(weights) if stage.token_importance else (weights >= 1).to(weights)
         n_full = full.sum().clamp_min(1)
         answer = (each * full).sum() / n_full
         correct = ((logits.argmax(-1) == targets) * full).sum() / n_full
-    return Loss((each * weights).sum() / weights.sum().clamp_min(1e-6), answer, correct)
+    return Loss((each * weights).sum() / total.clamp_min(1e-6), answer, correct, total.detach())
 
 
 def draw_independent(
@@ -101,26 +110,28 @@ def independent_loss(
 ) -> Loss:
     """Loss of turns behind documents that were compressed one by one, some left as text."""
     prompts, window = draw_independent(rows, stage, rng)
-    return _loop_loss(attachment, rows, prompts, lead, window)
+    return _loop_loss(attachment, rows, prompts, lead, (window, stage))
 
 
 def joint_loss(attachment: Attachment, rows: Sequence[Row], lead: int | None, stage: Stage, rng: random.Random) -> Loss:
     """Loss of turns behind one stream of all documents, lead token inside."""
     prompts, window = draw_joint(rows, lead, stage, rng)
-    return _loop_loss(attachment, rows, prompts, None, window, joint=True)
+    return _loop_loss(attachment, rows, prompts, None, (window, stage), joint=True)
 
 
-def _loop_loss(  # noqa: PLR0913 - one batch
+def _loop_loss(
     attachment: Attachment,
     rows: Sequence[Row],
     drawn: Sequence[Sequence[Document | Sequence[int]]],
     lead: int | None,
-    window: int | None,
+    settings: tuple[int | None, Stage],
     *,
     joint: bool = False,
 ) -> Loss:
+    window, stage = settings
     documents = [piece for prompt in drawn for piece in prompt if isinstance(piece, Document)]
-    memories: Iterator[GistMemory] = iter(())
+    ids = [torch.tensor(document.ids) for document in documents]
+    made: list[GistMemory] = []
     if documents:
         flags = []
         for document in documents:
@@ -129,20 +140,21 @@ def _loop_loss(  # noqa: PLR0913 - one batch
             flags.append(flag)
         made = compress_ids(
             attachment,
-            [torch.tensor(document.ids) for document in documents],
+            ids,
             ratio=[list(document.ratios) for document in documents],
             lead_token=lead,
             window=window,
             joint=joint,
             verbatim=Verbatim("training", flags) if any(document.chosen for document in documents) else None,
         )
-        memories = iter(made)
+    memories = iter(made)
     prompts: list[list[Piece]] = []
     for prompt in drawn:
         pieces: list[Piece] = [] if joint else [torch.tensor(_leading(lead), dtype=torch.long)]
         pieces += [next(memories) if isinstance(piece, Document) else torch.tensor(piece) for piece in prompt]
         prompts.append(pieces)
-    return _turns_loss(attachment, rows, prompts)
+    loss = _turns_loss(attachment, rows, prompts, stage)
+    return replace(loss, compressed=tuple(zip(made, ids, strict=True)))
 
 
 def stream_loss(
@@ -151,42 +163,47 @@ def stream_loss(
     """The paper's recipe: every row one sequence, condensed on the way, loss behind its first window.
 
     Ratios follow `GistConfig.ratio_policy`. Text rows are labelled throughout, instruction rows at their answers (and
-    at their documents if the stage gives those a weight). Rows that fit into one window teach nothing and are skipped.
+    at their documents if the stage gives those a weight); `token_importance` weighs the labelled tokens of each window.
+    Rows that fit into one window teach nothing and are skipped.
 
     Raises:
         TrainingError: If no row of the batch is longer than a window.
     """
-    total, n_valid = torch.zeros((), device=attachment.device), 0
-    for row in rows:
-        ids = [*_leading(lead), *row.head]
-        labels = [_IGNORED] * len(ids)
-        label_documents = stage.text_weight > 0 or all(row.weights)
-        for document, separator in zip(row.documents, row.separators, strict=True):
-            ids += [*document, *separator]
-            labels += [*document] if label_documents else [_IGNORED] * len(document)
-            labels += [_IGNORED] * len(separator)
-        ids += row.turns
-        labels += [token if weight > 0 else _IGNORED for token, weight in zip(row.turns, row.weights, strict=True)]
+    sequences = [_sequence(row, lead, label_documents=stage.text_weight > 0 or all(row.weights)) for row in rows]
+    weights = stream_weights(attachment, sequences, lead, _IGNORED, stage.token_importance)
+    total, weight, compressed = torch.zeros((), device=attachment.device), 0.0, []
+    for (ids, labels), own in zip(sequences, weights, strict=True):
         out = forward_ids(
-            attachment,
-            torch.tensor([ids]),
-            labels=torch.tensor([labels]),
-            training=True,
-            seed=rng.randrange(2**31),
+            attachment, ids[None], labels=labels[None], weights=own, training=True, seed=rng.randrange(2**31)
         )
+        compressed.append((out.memory, ids))
         if out.loss is not None and out.n_valid_tokens:
-            total = total + out.loss * out.n_valid_tokens
-            n_valid += out.n_valid_tokens
-    if not n_valid:
+            total = total + out.loss * out.weight
+            weight += out.weight
+    if not weight:
         raise TrainingError(
             f"no row of the batch has labels behind its first window of {attachment.config.window} tokens. "
             "Draw longer samples (max_chars, longest), or set a smaller window."
         )
-    mean = total / n_valid
-    return Loss(mean, mean.detach(), torch.zeros(()))
+    mean = total / weight
+    told = mean.detach()
+    return Loss(mean, told, torch.zeros_like(told), torch.full_like(told, weight), tuple(compressed))
 
 
-def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[Sequence[Piece]]) -> Loss:
+def _sequence(row: Row, lead: int | None, *, label_documents: bool) -> tuple[Tensor, Tensor]:
+    """Ids of a row from its lead token to its last turn, and their labels."""
+    ids = [*_leading(lead), *row.head]
+    labels = [_IGNORED] * len(ids)
+    for document, separator in zip(row.documents, row.separators, strict=True):
+        ids += [*document, *separator]
+        labels += [*document] if label_documents else [_IGNORED] * len(document)
+        labels += [_IGNORED] * len(separator)
+    ids += row.turns
+    labels += [token if weight > 0 else _IGNORED for token, weight in zip(row.turns, row.weights, strict=True)]
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[Sequence[Piece]], stage: Stage) -> Loss:
     """Loss of the weighted turns; the token in front of the turns has the first prediction, if it is a raw one."""
     wanted, targets, weights = [], [], []
     for row, prompt in zip(rows, prompts, strict=True):
@@ -199,7 +216,7 @@ def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[S
         weights.append(weight[index])
     state = prompt_forward(attachment, prompts, wanted=wanted)
     device = attachment.device
-    return weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device))
+    return weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device), stage)
 
 
 OBJECTIVES: dict[str, Callable[[Attachment, Sequence[Row], int | None, Stage, random.Random], Loss]] = {

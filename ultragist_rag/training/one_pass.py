@@ -87,7 +87,9 @@ def mapped(tensors: Any, change: Callable[[Any], Any]) -> Any:
     """A dataclass with each of its tensors (or arrays) changed."""
     kept = (Tensor, np.ndarray)
     values = {field.name: getattr(tensors, field.name) for field in fields(tensors)}
-    return type(tensors)(**{name: change(value) if isinstance(value, kept) else value for name, value in values.items()})
+    return type(tensors)(
+        **{name: change(value) if isinstance(value, kept) else value for name, value in values.items()}
+    )
 
 
 class _Rows:
@@ -163,7 +165,7 @@ class _Rows:
 
 
 def can_lay_out(config: GistConfig) -> bool:
-    """Whether windows of these settings can run side by side: none has tokens of the one before it, or its hidden states."""
+    """Whether windows of these settings can run side by side: none has tokens or hidden states of the one before."""
     return config.n_stride == config.window and config.memory == "kv"
 
 
@@ -330,7 +332,7 @@ def run(attachment: Attachment, layout: Layout, *, with_slots: bool = False) -> 
 
 
 def visible(layout: Layout) -> Tensor:
-    """What each row sees of the rows, of slots in front of its window, and of the prompt's slots: (batch, rows, all)."""
+    """What each row sees of rows, of slots in front of its window, of the prompt's slots: (batch, rows, columns)."""
     own = dict(zip(_Rows.NAMES, layout.own, strict=True))
     row = {name: part[:, :, None] for name, part in own.items()}
     key = {name: part[:, None] for name, part in own.items()}

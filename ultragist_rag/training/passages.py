@@ -76,7 +76,7 @@ def _tables(records: list[dict[str, Any]]) -> Iterator[Passage]:
     """Tables as lines of `column: value`, cut to the room."""
     for record in records:
         table = list(csv.reader(io.StringIO(record["csv"])))
-        if len(table) < 2:  # noqa: PLR2004 - a header and a row
+        if len(table) < 2:
             continue
         lines = [record["title"]]
         for row in table[1:]:
@@ -102,7 +102,7 @@ def meeting_texts(records: list[dict[str, Any]]) -> list[str]:
     texts = []
     for record in records:
         lines = [f"{turn['speaker']}: {turn['content']}" for turn in record["meeting_transcripts"]]
-        for query in (*record["general_query_list"], *record["specific_query_list"]):
-            lines.append(f"Question: {query['query']}\nAnswer: {query['answer']}")
+        queries = (*record["general_query_list"], *record["specific_query_list"])
+        lines += [f"Question: {query['query']}\nAnswer: {query['answer']}" for query in queries]
         texts.append("\n".join(lines))
     return texts

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ultragist_rag.config import GistConfig
-from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
@@ -75,7 +74,7 @@ class Planned:
 
 
 def plan(  # noqa: PLR0913 - settings of one batch
-    config: GistConfig, mode: str, rows: Sequence[Row], lead: int | None, stage: Stage, seed: str, n_positions: int
+    config: GistConfig, mode: str, rows: Sequence[Row], lead: int | None, stage: Stage, seed: str, *, n_positions: int
 ) -> Planned:
     """Lay a batch out; equal arguments give equal batches.
 
@@ -100,7 +99,7 @@ def plan(  # noqa: PLR0913 - settings of one batch
         return Planned(targets, ids, targets.places)
     rng = random.Random(seed)
     joint = mode == "joint"
-    prompts, window = (draw_joint(rows, lead, stage, rng) if joint else draw_independent(rows, stage, rng))
+    prompts, window = draw_joint(rows, lead, stage, rng) if joint else draw_independent(rows, stage, rng)
     layout = lay_out(
         without_sink(config, window, joint=joint), prompts, None if joint else lead, n_positions=n_positions
     )
@@ -123,11 +122,11 @@ def plan(  # noqa: PLR0913 - settings of one batch
     return replace(planned, ids=ids, text_places=taught.places)
 
 
-def planned_loss(attachment: Attachment, batch: Planned, stage: Stage) -> tuple[Loss, list[GistMemory]]:
+def planned_loss(attachment: Attachment, batch: Planned, stage: Stage) -> Loss:
     """Loss of a batch that lies on the device of the model.
 
-    With `Stage.distil` the model's own answers from the full text, without gradient, are a second target: the loss gains
-    distil * KL(full text || memories), over the same tokens and weights.
+    With `Stage.distil` the model's own answers from the full text, without gradient, are a second target: the loss
+    gains distil * KL(full text || memories), over the same tokens and weights.
 
     Args:
         attachment: The model; the caller holds its lock.
@@ -135,13 +134,13 @@ def planned_loss(attachment: Attachment, batch: Planned, stage: Stage) -> tuple[
         stage: Whether a teacher counts, and whether memories are wanted.
 
     Returns:
-        The loss, and the memories of all documents if the stage reconstructs from them (else none).
+        The loss, with the memories of all documents if the stage reads them again.
     """
     head = attachment.model.get_output_embeddings()
     targets = batch.targets
     if batch.layout is None:
         hidden = attachment.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
-        return weighted(head(_at(hidden, targets.places)), targets.tokens, targets.weights), []
+        return weighted(head(_at(hidden, targets.places)), targets.tokens, targets.weights, stage)
     teacher = None
     if batch.ids is not None and batch.text_places is not None:
         with torch.no_grad():
@@ -150,14 +149,17 @@ def planned_loss(attachment: Attachment, batch: Planned, stage: Stage) -> tuple[
     wants_memories = stage.autoencoding > 0
     out = run(attachment, batch.layout, with_slots=wants_memories)
     logits = head(_at(out.hidden, targets.places))
-    loss = weighted(logits, targets.tokens, targets.weights)
+    loss = weighted(logits, targets.tokens, targets.weights, stage)
     if teacher is not None:
         each = functional.kl_div(
             logits.float().log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True
         ).sum(-1)
         divergence = (each * targets.weights).sum() / targets.weights.sum().clamp_min(1e-6)
         loss = replace(loss, value=loss.value + stage.distil * divergence)
-    return loss, out.memories(batch.layout, attachment.config) if wants_memories else []
+    if not wants_memories:
+        return loss
+    memories = out.memories(batch.layout, attachment.config)
+    return replace(loss, compressed=tuple(zip(memories, batch.documents, strict=True)))
 
 
 def _at(hidden: Tensor, places: Tensor) -> Tensor:

@@ -102,9 +102,7 @@ class SampleSource:
         TrainingError: If a file is missing, or a set of questions is unknown.
     """
 
-    def __init__(
-        self, data: Path, texts: Sequence[str] = ("wikipedia-00",), questions: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, data: Path, texts: Sequence[str] = ("wikipedia-00",), questions: Sequence[str] = ()) -> None:
         profiles = read_records(data / "train" / "factbook.jsonl.xz")
         self.held_out = held_out([record["title"] for record in profiles])
         kept = [record for record in profiles if record["title"] not in self.held_out]

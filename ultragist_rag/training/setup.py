@@ -19,6 +19,7 @@ from ultragist_rag.modeling.attach import Attachment, attach
 from ultragist_rag.modeling.loading import load
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.jsonl import JsonlSource
+from ultragist_rag.training.processes import alike, whole
 from ultragist_rag.training.samples import Recipe, Sample, SampleSource
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|end|>"
@@ -142,6 +143,6 @@ def copy_base_into_gists(attachment: Attachment) -> None:
     with torch.no_grad():
         for name, value in attachment.parameters().items():
             if name.endswith("embed_tokens.weight"):
-                value.copy_(attachment.decoder.embed_tokens.weight[end : end + 1])
+                value.copy_(alike(whole(attachment.decoder.embed_tokens.weight)[end : end + 1], value))
             elif attachment.config.rank is None:
                 value.copy_(sources[name.replace("ultragist_", "")])
