@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.lead import find_lead_token
@@ -45,6 +46,9 @@ from ultragist_rag.training.setup import (
 
 __all__ = ["TrainReport", "Trainer"]
 
+# Every batch has another shape, and cuDNN plans each shape anew, which takes longer than the batch itself.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 @dataclass(frozen=True, slots=True)
 class _Told:
@@ -53,7 +57,6 @@ class _Told:
     step: int
     batches: list[Batch]
     numbers: Tensor
-    began: float
 
 
 class Trainer:
@@ -116,12 +119,14 @@ class Trainer:
             self._cut_metrics(start)
         batches = self.drawn.batches(start, end)
         waiting: list[_Told] = []
+        now = time.perf_counter()
         for step in self._bar(start, end):
             waiting.append(self._step(objective, optimizers, step, batches))
             is_late = time.monotonic() >= deadline
             saves = (step + 1) % self.config.checkpoint_every == 0 or step + 1 == end or is_late
             while len(waiting) > (0 if saves else 1):
-                self._write(self._entry(waiting.pop(0)))
+                last, now = now, time.perf_counter()
+                self._write(self._entry(waiting.pop(0), now - last))
             if saves:
                 save_state(state, step + 1, self.weights, optimizers, note, write=main)
             if is_late:
@@ -171,7 +176,6 @@ class Trainer:
             self.tokenizer.save_pretrained(self.config.output / "base")
 
     def _step(self, objective: Any, optimizers: Sequence[Any], step: int, batches: Iterator[Batch]) -> _Told:
-        began = time.perf_counter()
         if step == self.config.first_gist_step and step and self.config.train_base:
             copy_base_into_gists(self.attachment)
             self._save_base()
@@ -188,12 +192,12 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         numbers = torch.cat([torch.stack([parts for _, parts in told]).mean(0), norm.detach().float()[None]])
-        return _Told(step, [batch for batch, _ in told], numbers, began)
+        return _Told(step, [batch for batch, _ in told], numbers)
 
     def _learn(self, objective: Any, batch: Batch, *, wait: bool) -> tuple[Batch, Tensor]:
         """Add the gradients of one batch; with `wait`, processes exchange them later."""
         accelerator = self.accelerator
-        with accelerator.no_sync(objective) if wait else nullcontext():
+        with accelerator.no_sync(objective) if wait else nullcontext(), sdpa_kernel(_ATTENTION):
             with accelerator.autocast():
                 value, parts = objective(batch)
             share = share_of(parts.weight * batch.counts, accelerator)
@@ -201,7 +205,7 @@ class Trainer:
         told = torch.stack([value.detach(), parts.answer, parts.correct, parts.autoencoding]).float() * share
         return replace(batch, rows=(), planned=None), accelerator.reduce(told.to(accelerator.device), "mean")
 
-    def _entry(self, told: _Told) -> dict[str, Any]:
+    def _entry(self, told: _Told, seconds: float) -> dict[str, Any]:
         """A line of metrics. Asking for its numbers waits for the device, so this is done one step late."""
         value, answer, correct, autoencoding, norm = told.numbers.tolist()
         if not math.isfinite(value):
@@ -217,7 +221,7 @@ class Trainer:
             "norm": round(norm, 4),
             "lr": self.config.lr_at(told.step),
             "tokens": sum(batch.n_tokens for batch in told.batches),
-            "seconds": round(time.perf_counter() - told.began, 3),
+            "seconds": round(seconds, 3),
         }
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
