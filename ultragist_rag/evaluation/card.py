@@ -160,6 +160,11 @@ def _training(record: TrainingRecord) -> list[str]:
         f"`ultragist-rag train --config configs/{record.config} --data DATA`, seed {record.seed}: {size}\non "
         f"{record.device}, {record.date} ({versions}).",
         markdown_table(head, stages, 4),
+        *(
+            ["What a run of this config would do otherwise:", "\n".join(f"- {note}" for note in record.notes)]
+            if record.notes
+            else []
+        ),
         "## Data",
         markdown_table(["file", "data", "source", "licence"], files, 4),
         "\n".join([_HELD_OUT, *(_WRITTEN[kind] for kind in written)]),

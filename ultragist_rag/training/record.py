@@ -65,6 +65,7 @@ class TrainingRecord(_Strict):
     versions: dict[str, str]
     stages: tuple[StageRecord, ...]
     files: tuple[DataFile, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> TrainingRecord:
@@ -84,7 +85,12 @@ class TrainingRecord(_Strict):
 
 
 def training_record(
-    config: Path, metrics: Path, files: Sequence[str], device: str, versions: Mapping[str, str] | None = None
+    config: Path,
+    metrics: Path,
+    files: Sequence[str],
+    device: str,
+    versions: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> TrainingRecord:
     """Make the record of a run from its config and from the lines that it wrote.
 
@@ -94,6 +100,7 @@ def training_record(
         files: Files of the data folder that were read, such as `train/factbook.jsonl.xz`.
         device: What it ran on.
         versions: Of the libraries that it ran with; default those of this process.
+        notes: What a run of the config would do otherwise.
 
     Returns:
         The record.
@@ -134,6 +141,7 @@ def training_record(
         versions=dict(versions or {name: metadata.version(name) for name in _LIBRARIES}),
         stages=tuple(stages),
         files=tuple(DataFile(file=file, **data_set(file)._asdict()) for file in files),
+        notes=tuple(notes),
     )
 
 
