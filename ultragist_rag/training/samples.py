@@ -40,6 +40,9 @@ Pairs = list[tuple[str, str]]
 MEETINGS = "qmsum_train"
 """Name of the meetings, whose transcripts count among the texts."""
 
+KINDS = ("labels", "profile", "factbook", "needles", "codes", "keys", "key-codes", "questions", "text")
+"""What can be drawn."""
+
 EXACT = frozenset({"codes", "key-codes"})
 """Kinds whose answers are exact values."""
 
