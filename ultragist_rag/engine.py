@@ -36,6 +36,7 @@ from ultragist_rag.modeling.fingerprint import active_adapters, model_fingerprin
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.modeling.loading import load, load_calibration
 from ultragist_rag.modeling.saving import save
+from ultragist_rag.publishing import push
 
 if TYPE_CHECKING:
     from ultragist_rag.session import GistSession
@@ -267,9 +268,7 @@ class UltraGist:
     ) -> ForwardOutput:
         """Let a sequence grow by some tokens, as the authors' models do: full windows are condensed on the way.
 
-        Follows UltraGist and Activation Beacon to rounding, with the corrections that docs/fidelity.md lists.
-
-        Paper: UltraGist, arXiv 2405.16635, section 3.
+        Follows UltraGist (section 3) and Activation Beacon to rounding, but for what docs/fidelity.md lists.
 
         Args:
             input_ids: New tokens, shape (1, tokens).
@@ -328,10 +327,14 @@ class UltraGist:
         Raises:
             CheckpointError: If the folder holds other files, or an adapter's base is not known.
         """
-        source = (base, revision) if base else self._source
+        source = ((base, revision) if base else self._source or ("", None)) if adapter_only else None
         notes = {"family": self.family, "trained_composed": self.trained_composed}
-        target: dict[str, Any] = {"source": source if adapter_only else None, "calibration": self.calibration}
+        target: dict[str, Any] = {"source": source, "calibration": self.calibration}
         save(self.attachment, self.tokenizer, Path(path), notes=notes, **target)
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
+        """Publish what `save_pretrained` writes, with a model card; see `publishing.push`."""
+        return push(self, repo_id, **settings)
 
     def close(self) -> None:
         """Take the gist modules off the model; the engine cannot be used afterwards."""

@@ -1,10 +1,13 @@
 """Tensor types with named axes, in one place.
 
 Is        aliases for the shapes that cross module borders; checked by jaxtyping in tests only, never at run time.
-Flow      config, types -> layout -> modeling -> memory. Imports torch and jaxtyping only.
+Flow      config, types -> layout -> modeling -> memory. Imports torch, NumPy and jaxtyping only.
 Change    add an alias when a shape crosses a module border.
 """
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -14,6 +17,7 @@ __all__ = [
     "Hidden",
     "LayerKV",
     "Logits",
+    "Part",
     "PastPositions",
     "RaggedIds",
     "SoftRows",
@@ -41,6 +45,12 @@ LayerKV = Float[Tensor, "1 kv_heads slots head_dim"]
 
 Logits = Float[Tensor, "batch tokens vocab"]
 """Scores over the vocabulary."""
+
+if TYPE_CHECKING:
+    Part = Tensor
+else:
+    Part = Tensor | np.ndarray
+"""A tensor of a planned batch; an array on its way from one process to another."""
 
 PastPositions = Int[Tensor, "one_or_batch past"]
 """Positions of slots in front; one row serves the whole batch."""

@@ -38,6 +38,55 @@ Languages
 Languages: {name}ish (official) 68.1%, other 2%
 """
 
+_ASKED = {"question": "Who built it?", "answers": ["old masons"]}
+_HELD = {"question": "What is it?", "answers": ["a hill"]}
+_ROWS = "name,height\nAda,12\nBob,34\n" + "".join(f"filler {i},{'x' * 60}\n" for i in range(30)) + "Zoe,99\n"
+PEOPLES: dict[str, list[dict[str, object]]] = {
+    "qamr_wiki": [
+        {"context": f"Gate {i} was built by old masons.", "qas": [{**_ASKED, "question": f"Who built gate {i}?"}]}
+        for i in range(12)
+    ]
+    + [{"context": "Hestaland, they say, is a hill.", "qas": [_HELD]}],
+    "policyqa_dev": [
+        {"title": "p", "context": "We keep logs for a week.", "question": "How long?", "answers": ["a week", "week"]},
+        {"title": "p", "context": "We keep nothing.", "question": "Why?", "answers": []},
+        {"title": "p", "context": "We keep nothing.", "question": "Why?", "answers": ["not in the text"]},
+        {"title": "Hestaland", "context": "It is a hill.", "question": "What is it?", "answers": ["a hill"]},
+    ],
+    "selqa_dev": [
+        {
+            "title": "t",
+            "section": "s",
+            "context": "It rained. Old masons came. They left.",
+            "question": "Who came?",
+            "answer_sentences": ["Old masons came."],
+        },
+        {"title": "t", "section": "s", "context": "Of Hestaland.", "question": "?", "answer_sentences": ["Of"]},
+    ],
+    "covidqa_200423": [
+        {"context": "A long paper. " * 300 + "It was built by old masons. " + "More of it. " * 300, "qas": [_ASKED]},
+    ],
+    "wikitablequestions_train": [
+        {
+            "title": "Heights",
+            "csv": _ROWS,
+            "qas": [
+                {"question": "How high is Bob?", "answers": ["34"]},
+                {"question": "How high is Zoe?", "answers": ["99"]},
+            ],
+        },
+        {"title": "Empty", "csv": "name\n", "qas": [_ASKED]},
+    ],
+    "qmsum_train": [
+        {
+            "meeting_transcripts": [{"speaker": "Ann", "content": "let us begin"}, {"speaker": "Ben", "content": "yes"}],
+            "general_query_list": [{"query": "Summarize", "answer": "They began."}],
+            "specific_query_list": [{"query": "Who agreed", "answer": "Ben did."}],
+        }
+    ],
+}
+"""People's questions, one small file of each layout; some name the held-out country, some have no answer."""
+
 
 def _write(path: Path, records: list[dict[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +117,8 @@ def country_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, (name, text) in enumerate(zip(NAMES, texts, strict=True))
     ]
     _write(folder / "qa_train" / "factbook_template_qa.jsonl.xz", sections)
+    for name, records in PEOPLES.items():
+        _write(folder / "qa_train" / f"{name}.jsonl.xz", records)
     return folder
 
 

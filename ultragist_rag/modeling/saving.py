@@ -44,8 +44,10 @@ def save(
         calibration: What was measured of these weights; written beside them.
 
     Raises:
-        CheckpointError: If the folder holds files that are not a saved model of ours.
+        CheckpointError: If the folder holds files that are not a saved model of ours, or the base has no name.
     """
+    if source is not None and not source[0]:
+        raise CheckpointError("an adapter names its base, but where this one came from is not known: give its hub id.")
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / CONFIG_FILE).is_file())):
         raise CheckpointError(f"{path} holds files that are not a saved model of this package: choose another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)

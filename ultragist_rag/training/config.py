@@ -1,7 +1,7 @@
 """Settings of a training run, read from YAML and checked once.
 
 Is        pydantic models; unknown keys and impossible values are refused with their place in the file.
-Flow      config -> [training config] -> loop.
+Flow      config, kinds of samples -> [training config] -> loop.
 Change    add a setting here and a line to docs/training.md.
 """
 
@@ -13,7 +13,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.jsonl import JSONL_KINDS
+from ultragist_rag.training.samples import KINDS
 
 __all__ = ["Mode", "Stage", "TrainConfig"]
 
@@ -100,6 +103,30 @@ class TrainConfig(_Strict):
                     f"stage {stage.name} has mode full alone, which makes no memories: "
                     "autoencoding and token_importance change nothing there"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _gists_can_be_trained_as_asked(self) -> TrainConfig:
+        gist = GistConfig.from_dict(self.gist)
+        for stage in self.stages:
+            if gist.memory == "recurrent" and "stream" in stage.modes:
+                raise ValueError(
+                    f"stage {stage.name} has mode stream, which keeps raw keys, but gist.memory is 'recurrent'. "
+                    "Choose independent or joint"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _kinds_can_be_drawn(self) -> TrainConfig:
+        known = {"countries": KINDS, "jsonl": JSONL_KINDS}[self.source]
+        for stage in self.stages:
+            unknown = sorted(set(stage.kinds) - set(known))
+            if unknown:
+                raise ValueError(
+                    f"stage {stage.name} has kinds {unknown}, but source {self.source} knows {', '.join(known)}"
+                )
+            if self.source == "countries" and "questions" in stage.kinds and not self.questions:
+                raise ValueError(f"stage {stage.name} draws questions, but none are named. Set questions to file names")
         return self
 
     @classmethod

@@ -17,9 +17,11 @@ from typing import Any
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.samples import Recipe, Sample
 
+JSONL_KINDS = ("questions", "text")
+
 
 class JsonlSource:
-    """Draws samples of the kinds `text` and `questions` from one file or all `.jsonl`/`.jsonl.xz` files of a folder.
+    """Draws samples of `JSONL_KINDS` from one file or all `.jsonl`/`.jsonl.xz` files of a folder.
 
     Args:
         path: File or folder.

@@ -29,6 +29,7 @@ from ultragist_rag.memory.segments import segments_of
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.rope import model_cos_sin, rotate
 from ultragist_rag.modeling.window import Window
+from ultragist_rag.types import Part
 
 __all__ = ["Document", "Layout", "OnePass", "Place", "can_lay_out", "lay_out", "mapped", "run", "without_sink"]
 
@@ -73,12 +74,12 @@ class Layout:
         places: Of all documents, in order.
     """
 
-    ids: Tensor
-    positions: Tensor
-    gist_rows: Tensor
-    own: Tensor
-    later: Tensor
-    slots: Tensor
+    ids: Part
+    positions: Part
+    gist_rows: Part
+    own: Part
+    later: Part
+    slots: Part
     prompt: tuple[Tensor, ...]
     places: tuple[Place, ...]
 

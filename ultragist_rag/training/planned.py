@@ -25,6 +25,7 @@ from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
 from ultragist_rag.training.objectives import Loss, draw_independent, draw_joint, weighted
 from ultragist_rag.training.one_pass import Document, Layout, lay_out, mapped, run, without_sink
+from ultragist_rag.types import Part
 
 __all__ = ["Planned", "Targets", "plan", "planned_loss"]
 
@@ -33,9 +34,9 @@ __all__ = ["Planned", "Targets", "plan", "planned_loss"]
 class Targets:
     """What is predicted: flat places among batch * rows, the tokens that follow there, and their weights."""
 
-    places: Tensor
-    tokens: Tensor
-    weights: Tensor
+    places: Part
+    tokens: Part
+    weights: Part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,10 +52,10 @@ class Planned:
     """
 
     targets: Targets
-    ids: Tensor | None = None
-    text_places: Tensor | None = None
+    ids: Part | None = None
+    text_places: Part | None = None
     layout: Layout | None = None
-    documents: tuple[Tensor, ...] = ()
+    documents: tuple[Part, ...] = ()
 
     def map(self, change: Callable[[Any], Any]) -> Planned:
         """Change every tensor."""

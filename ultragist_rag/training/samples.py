@@ -40,6 +40,9 @@ Pairs = list[tuple[str, str]]
 MEETINGS = "qmsum_train"
 """Name of the meetings, whose transcripts count among the texts."""
 
+KINDS = ("labels", "profile", "factbook", "needles", "codes", "keys", "key-codes", "questions", "text")
+"""What can be drawn."""
+
 EXACT = frozenset({"codes", "key-codes"})
 """Kinds whose answers are exact values."""
 
@@ -133,11 +136,9 @@ class SampleSource:
         if name not in READERS:
             raise TrainingError(f"questions {name!r} are unknown: known are {', '.join(READERS)}.")
         records = read_records(data / "qa_train" / f"{name}.jsonl.xz")
-        return [
-            passage
-            for passage in READERS[name]([r for r in records if not self._names_held_out(r.get("title", ""))])
-            if not any(f"{name} " in passage.text for name in self.held_out)
-        ]
+        kept = READERS[name]([r for r in records if not self._names_held_out(r.get("title", ""))])
+        named = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(self.held_out)))})\b")
+        return [passage for passage in kept if not named.search(passage.text)]
 
     def draw(self, recipe: Recipe, rng: random.Random) -> Sample:
         """One sample of a kind drawn by the recipe's shares."""
@@ -171,11 +172,10 @@ class SampleSource:
     def _questions(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         del recipe, kind
         chosen = rng.choice(list(self.passages.values()))
-        passages = [rng.choice(chosen) for _ in range(count)]
+        passages = list(dict.fromkeys(rng.choice(chosen) for _ in range(count)))
         pairs = [pair for passage in passages for pair in passage.pairs]
-        asked = {question for question, _ in pairs}
         unique = [pair for pair in pairs if sum(pair[0] == question for question, _ in pairs) == 1]
-        return list(dict.fromkeys(passage.text for passage in passages)), unique if len(asked) > len(unique) else pairs
+        return list(dict.fromkeys(passage.text for passage in passages)), unique
 
     def _profiles(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         documents: list[str] = []

@@ -111,6 +111,7 @@ def make_attachment(config: TrainConfig, tokenizer: Any) -> Attachment:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     gist = GistConfig.from_dict(config.gist) if config.gist else None
+    torch.manual_seed(config.seed)  # gist parameters of a low rank are random, too
     if config.base:
         dtype = getattr(torch, config.dtype)
         with warnings.catch_warnings():
@@ -119,7 +120,6 @@ def make_attachment(config: TrainConfig, tokenizer: Any) -> Attachment:
         for parameter in attachment.parameters().values():
             parameter.data = parameter.data.float()
         return attachment
-    torch.manual_seed(config.seed)
     settings = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
