@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from ultragist_rag import UltraGist
 from ultragist_rag.cli import app
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.sizing import (
@@ -18,6 +18,7 @@ from ultragist_rag.sizing import (
     N_METADATA,
     RATIOS,
     ModelShape,
+    bundled_shape,
     n_file_bytes,
     n_groups,
     size_rows,
@@ -60,10 +61,15 @@ def test_the_command_counts_what_a_store_writes_but_for_its_settings(text_engine
 
 
 def test_the_bundled_model_is_listed_as_it_is() -> None:
-    config = json.loads((files("ultragist_rag") / "bundled" / "config.json").read_text("utf-8"))
-    shape = next(model for model in MODELS if model.name == "bundled")
-    assert shape.n_layers == config["num_hidden_layers"]
-    assert (shape.kv_heads, shape.head_dim) == (config["num_key_value_heads"], config["head_dim"])
+    engine = UltraGist.from_pretrained("bundled")
+    text = "The capital of Chad is N'Djamena. " * 8
+    memory = engine.compress(text, ratio=4).seal()  # as stores do
+    (size,) = sizes(memory.n_source_tokens, [bundled_shape()], [4])
+    assert len(memory.keys) == size.model.n_layers
+    assert {keys.shape for keys in memory.keys} == {(1, size.model.kv_heads, size.slots, size.model.head_dim)}
+    data = encode(memory, name="a" * 26, stored=1_700_000_000.0, quantise="int8")
+    assert abs(size.n_bytes["int8"] - len(data)) < 128
+    assert sizes(1)[0].model == size.model
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +97,7 @@ def test_the_command_prints_every_model_ratio_and_format() -> None:
         assert word in shown.stdout
     told = json.loads(CliRunner().invoke(app, ["sizing", "--json", "--tokens", "1000"]).stdout)
     assert told["tokens"] == 1000
-    assert len(told["sizes"]) == len(MODELS) * len(RATIOS)
+    assert len(told["sizes"]) == (1 + len(MODELS)) * len(RATIOS)
     for size in told["sizes"]:
         exact, eight, four = size["n_bytes"].values()
         assert four < eight < exact
@@ -104,5 +110,6 @@ def test_the_command_prints_every_model_ratio_and_format() -> None:
 def test_rows_show_each_model_once_and_its_kib() -> None:
     head, *rows = size_rows(sizes(512, MODELS[:2], (4, 8)))
     assert head[3:] == ["ratio 4 (128 slots)", "ratio 8 (64 slots)"]
-    assert [row[:3] for row in rows[3:5]] == [["Llama-3.2-1B", "16 x 8 x 64", "bfloat16"], ["", "", "int8"]]
-    assert float(rows[3][3].replace(",", "")) == round(sizes(512)[4].n_bytes["bfloat16"] / 1024, 1)
+    assert [row[:3] for row in rows[:2]] == [["Llama-3.2-1B", "16 x 8 x 64", "bfloat16"], ["", "", "int8"]]
+    assert [row[0] for row in rows[3:5]] == ["Qwen2.5-1.5B", ""]
+    assert float(rows[0][3].replace(",", "")) == round(sizes(512)[4].n_bytes["bfloat16"] / 1024, 1)

@@ -19,7 +19,6 @@ from ultragist_rag.cli_errors import one_line_errors, whole_numbers
 __all__ = ["attribution"]
 
 _WIDTH = 150
-_PLAN = ("4", "2,4,8,16")
 _CORPUS = Path("examples/corpus")
 _QUESTIONS = Path("examples/corpus_questions.jsonl")
 
@@ -29,7 +28,10 @@ def attribution(  # noqa: PLR0913 - one parameter per option
     model: Annotated[str, typer.Option("--model", help="'bundled', a folder or a hub id.")] = "bundled",
     ratio: Annotated[
         list[str] | None,
-        typer.Option("--ratio", help="Raw tokens per gist token; of '2,4,8' each document draws one. May be repeated."),
+        typer.Option(
+            "--ratio",
+            help="Raw tokens per gist token; of '2,4,8' each document draws one. May be repeated.",
+        ),
     ] = None,
     corpus: Annotated[Path, typer.Option("--corpus", help="Folder of profiles.")] = _CORPUS,
     questions: Annotated[Path, typer.Option("--questions", help="Their questions.")] = _QUESTIONS,
@@ -38,7 +40,7 @@ def attribution(  # noqa: PLR0913 - one parameter per option
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Measure how well source scores find the document that an answer about held-out countries is from."""
-    plan = [_ratios(one) for one in ratio or _PLAN]
+    given = [_ratios(one) for one in ratio or ()]
     from ultragist_rag.console import print_rows
     from ultragist_rag.engine import UltraGist
     from ultragist_rag.evaluation.attribution import attribution_table, measure_attribution
@@ -47,6 +49,7 @@ def attribution(  # noqa: PLR0913 - one parameter per option
 
     cases = spread(corpus_cases(corpus, questions), limit)
     engine = UltraGist.from_pretrained(model)
+    plan = given or [[engine.config.ratio], sorted({*engine.config.choices} - {0})]
     rows = [row for ratios in plan for row in measure_attribution(engine, cases, ratios)]
     print_rows(rows, attribution_table(rows), output, _WIDTH, as_json=as_json)
 

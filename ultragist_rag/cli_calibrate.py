@@ -27,7 +27,9 @@ _WIDTH = 150
 @one_line_errors
 def calibrate(  # noqa: PLR0913 - one parameter per option
     model: Annotated[str, typer.Option("--model", help="'bundled', a folder or a hub id.")] = "bundled",
-    ratios: Annotated[str, typer.Option("--ratios", help="Ratios to measure.")] = "2,4,8,16",
+    ratios: Annotated[
+        str | None, typer.Option("--ratios", help="Ratios to measure, if not those of the model.")
+    ] = None,
     questions: Annotated[int, typer.Option("--questions", help="Built-in questions to ask.", min=1)] = 60,
     cases: Annotated[
         Path | None,
@@ -60,8 +62,9 @@ def calibrate(  # noqa: PLR0913 - one parameter per option
         "kl_slack": kl_slack,
     }
     given = {name: value for name, value in limits.items() if value is not None}
-    thresholds, wanted, file = Thresholds(**given), _numbers(ratios), _file(model, output)
-    options = {"model": model, "ratios": ",".join(map(str, wanted))}
+    thresholds, file = Thresholds(**given), _file(model, output)
+    wanted = None if ratios is None else _numbers(ratios)
+    options = {"model": model} | ({"ratios": ",".join(map(str, wanted))} if wanted else {})
     options |= {"cases": str(cases)} if cases else {"questions": str(questions)}
     options |= {name: str(value) for name, value in given.items()}
     from ultragist_rag.console import print_json

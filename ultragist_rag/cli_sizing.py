@@ -4,7 +4,7 @@ Is        the counts of sizing.py as a table or as JSON.
 Flow      sizing -> [cli_sizing] -> cli. Imports neither torch nor a framework.
 Change    what a row shows.
 Not here  what is counted -> sizing.py.
-Holds     what it prints depends on nothing but `--tokens`.
+Holds     what it prints depends on nothing but `--tokens` and the shape of the bundled model.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Literal, get_args
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LayerShape",
     "ModelShape",
     "Size",
+    "bundled_shape",
     "n_file_bytes",
     "n_groups",
     "size_rows",
@@ -46,7 +48,7 @@ GROUPS: dict[Kind, int] = {"int8": 64, "int4": 32}
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 N_METADATA = 1080
-"""Bytes of the metadata of a file of the bundled model: checksum, fingerprints, settings, segments."""
+"""Bytes of the metadata of a file, such as the bundled model makes: checksum, fingerprints, settings, segments."""
 
 
 def n_groups(count: int, kind: Kind) -> int:
@@ -118,7 +120,6 @@ class ModelShape:
 
 
 MODELS = (
-    ModelShape("bundled", 4, 8, 32),
     ModelShape("Llama-3.2-1B", 16, 8, 64),
     ModelShape("Qwen2.5-1.5B", 28, 2, 128),
     ModelShape("Qwen2-7B", 28, 4, 128),
@@ -127,7 +128,7 @@ MODELS = (
     ModelShape("Qwen3-8B", 36, 8, 128),
     ModelShape("Llama-2-7B", 32, 32, 128),
 )
-"""Models of the table; other sizes with the same layers, heads and head dimension take the same bytes."""
+"""Models of the table, beside the bundled one; others with their layers, heads and head dimension take their bytes."""
 
 RATIOS = (4, 8, 16, 32)
 
@@ -149,12 +150,18 @@ class Size:
     n_bytes: dict[str, int]
 
 
-def sizes(n_tokens: int, models: Sequence[ModelShape] = MODELS, ratios: Sequence[int] = RATIOS) -> list[Size]:
+def bundled_shape() -> ModelShape:
+    """Return the shape of the model that comes with the package, from its files."""
+    config = json.loads((files("ultragist_rag") / "bundled" / "config.json").read_text(encoding="utf-8"))
+    return ModelShape("bundled", config["num_hidden_layers"], config["num_key_value_heads"], config["head_dim"])
+
+
+def sizes(n_tokens: int, models: Sequence[ModelShape] | None = None, ratios: Sequence[int] = RATIOS) -> list[Size]:
     """Return the bytes of a document for models, ratios and number formats.
 
     Args:
         n_tokens: Tokens of the document.
-        models: Models.
+        models: Models; None for the bundled one and `MODELS`.
         ratios: Raw tokens per gist token.
 
     Returns:
@@ -162,7 +169,7 @@ def sizes(n_tokens: int, models: Sequence[ModelShape] = MODELS, ratios: Sequence
         counted here for every window before it.
     """
     found = []
-    for model in models:
+    for model in (bundled_shape(), *MODELS) if models is None else models:
         layers = [(model.kv_heads, model.head_dim)] * model.n_layers
         for ratio in ratios:
             slots = -(-n_tokens // ratio)

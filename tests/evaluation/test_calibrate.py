@@ -109,6 +109,10 @@ def test_every_way_is_measured_and_equal_inputs_give_equal_figures(text_engine: 
     assert calibration_table(measured).row_count == 6
 
 
+def test_without_ratios_those_of_the_model_are_measured(text_engine: Any) -> None:
+    assert calibrate(text_engine, CASES[:1]).ratios == text_engine.config.choices == (2, 4, 8)
+
+
 def test_agreement_counts_equal_answers(text_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([["by the sea", "sun", "nobody"], ["", "", ""], ["By the sea.", "sun", "all"], ["a", "sun", "the all"]])
 
@@ -127,9 +131,10 @@ def test_agreement_counts_equal_answers(text_engine: Any, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_the_bundled_model_passes_and_broken_memories_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, cases = UltraGist.from_pretrained("bundled"), invented_cases(8)
+    ratio = engine.config.ratio
     assert engine.calibration is not None
-    assert all(map(engine.calibration.is_good, engine.calibration.ratios))
-    assert calibrate(engine, cases, [4]).is_good(4)
+    assert engine.calibration.is_good(ratio)
+    assert calibrate(engine, cases, [ratio]).is_good(ratio)
     compress, generator = engine.compress, torch.Generator().manual_seed(0)
 
     def shuffled(memory: GistMemory) -> GistMemory:
@@ -141,7 +146,7 @@ def test_the_bundled_model_passes_and_broken_memories_do_not(monkeypatch: pytest
         return made if settings.get("joint") else [shuffled(memory) for memory in made]
 
     monkeypatch.setattr(engine, "compress", broken)
-    assert not calibrate(engine, cases, [4]).is_good(4)
+    assert not calibrate(engine, cases, [ratio]).is_good(ratio)
 
 
 def test_invented_cases_hold_their_answer_once() -> None:

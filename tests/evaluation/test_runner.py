@@ -255,7 +255,7 @@ def test_broken_memories_make_suites_fall(tmp_path: Path, monkeypatch: pytest.Mo
     for one in _records(run_eval(engine, settings, tmp_path)):
         scores.setdefault(one["method"], []).append(one["scores"]["subem"])
     mean = {name: sum(values) / len(values) for name, values in scores.items()}
-    assert mean["gist"] > 0.6
-    assert mean["rotated"] < 0.1
-    assert mean["shuffled"] < 0.1
-    assert mean["dropped"] < mean["gist"] - 0.15
+    assert mean["gist"] > 0.3
+    assert mean["rotated"] < mean["gist"] / 4
+    assert mean["shuffled"] < mean["gist"] / 4
+    assert mean["dropped"] < mean["gist"] * 0.8

@@ -40,7 +40,6 @@ from ultragist_rag.training.country_fields import SECTIONS
 
 __all__ = [
     "QUESTIONS",
-    "RATIOS",
     "calibrate",
     "calibration_table",
     "divergence",
@@ -49,13 +48,11 @@ __all__ = [
     "read_cases",
 ]
 
-RATIOS = (2, 4, 8, 16)
 QUESTIONS = 60
 _BATCH = 8
 _LINES = (4, 8)
 _MAX_NEW_TOKENS = 48
 """Of an answer; the values that are asked for are short."""
-
 
 _Way = tuple[Method, int | None]
 
@@ -110,7 +107,7 @@ def read_cases(path: Path) -> list[Case]:
 def calibrate(
     engine: UltraGist,
     cases: Sequence[Case] | None = None,
-    ratios: Sequence[int] = RATIOS,
+    ratios: Sequence[int] | None = None,
     *,
     thresholds: Thresholds | None = None,
     command: str = "",
@@ -124,7 +121,7 @@ def calibrate(
     Args:
         engine: The model; its own calibration changes nothing here.
         cases: Questions with documents; None for `invented_cases`.
-        ratios: Raw tokens per gist token.
+        ratios: Raw tokens per gist token; None for those of the model.
         thresholds: For the verdict, kept with the figures.
         command: What is noted as the way to repeat it.
 
@@ -135,7 +132,7 @@ def calibrate(
         InputError: If there is no case, or a ratio is no whole number of at least 1.
     """
     asked = invented_cases() if cases is None else list(cases)
-    wanted = sorted(set(ratios))
+    wanted = sorted(set(ratios) if ratios is not None else set(engine.config.choices) - {0})
     if not asked or not wanted or wanted[0] < 1:
         raise InputError(f"{len(asked)} questions at the ratios {wanted}: give one of each at least, ratios from 1 on.")
     ways: list[_Way] = [("plain", None), ("closed", None)]
