@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub import FakeHub
+from fake_hub import FakeHub
 
 from ultragist_rag import CheckpointError, UltraGist
 from ultragist_rag.modeling.checkpoint import ADAPTER_FILE, CONFIG_FILE

@@ -65,10 +65,14 @@ def test_a_dry_run_on_the_shape_of_the_base_prints_what_the_page_shows(name: str
 
 
 WRONG: list[Any] = [
-    pytest.param({"gist": {"memory": "recurrent", "attention": "full-coverage"}}, "mode stream", id="recurrent streams"),
+    pytest.param(
+        {"gist": {"memory": "recurrent", "attention": "full-coverage"}}, "mode stream", id="recurrent streams"
+    ),
     pytest.param({"gist": {"wndow": 8}}, "unknown settings wndow", id="unknown gist setting"),
     pytest.param({"stages": [{"kinds": {"needles": 1.0}}]}, "source jsonl knows questions, text", id="unknown kind"),
-    pytest.param({"source": "countries", "stages": [{"kinds": {"questions": 1.0}}]}, "none are named", id="no questions"),
+    pytest.param(
+        {"source": "countries", "stages": [{"kinds": {"questions": 1.0}}]}, "none are named", id="no questions"
+    ),
 ]
 
 
