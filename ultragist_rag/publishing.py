@@ -65,7 +65,7 @@ def push(  # noqa: PLR0913 - settings of one call, by keyword
         CheckpointError: If the base of an adapter is not on the hub, or the hub does not take the files.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "model"

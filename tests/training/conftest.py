@@ -79,7 +79,10 @@ PEOPLES: dict[str, list[dict[str, object]]] = {
     ],
     "qmsum_train": [
         {
-            "meeting_transcripts": [{"speaker": "Ann", "content": "let us begin"}, {"speaker": "Ben", "content": "yes"}],
+            "meeting_transcripts": [
+                {"speaker": "Ann", "content": "let us begin"},
+                {"speaker": "Ben", "content": "yes"},
+            ],
             "general_query_list": [{"query": "Summarize", "answer": "They began."}],
             "specific_query_list": [{"query": "Who agreed", "answer": "Ben did."}],
         }

@@ -94,7 +94,7 @@ def test_passages_hold_their_answers_and_no_held_out_country(
 
 def test_passages_are_made_by_the_layout_of_their_file(source: SampleSource) -> None:
     passages = source.passages
-    assert [pair for p in passages["qamr_wiki"] for pair in p.pairs][0] == ("Who built gate 0?", "old masons")
+    assert next(pair for p in passages["qamr_wiki"] for pair in p.pairs) == ("Who built gate 0?", "old masons")
     assert len(passages["qamr_wiki"]) < 12  # several sentences each
     assert [p.pairs for p in passages["policyqa_dev"]] == [(("How long?", "a week"),)]
     assert [p.pairs for p in passages["selqa_dev"]] == [(("Who came?", "Old masons came."),)]

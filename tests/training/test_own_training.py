@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hub import FakeHub
+from fake_hub import FakeHub
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -35,7 +36,7 @@ def write_data(folder: Path) -> None:
     texts = [{"text": " ".join(rng.choices(list(pages.values()), k=8))} for _ in range(6)]
     (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts), encoding="utf-8")
     lines = []
-    for one, other in zip(PLACES, PLACES[1:], strict=False):
+    for one, other in itertools.pairwise(PLACES):
         asked = [[f"How high is {name}?", pages[name].split()[5]] for name in (one, other)]
         lines.append({"documents": [pages[one], pages[other]], "pairs": asked})
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -101,7 +102,18 @@ def test_from_a_hub_base_to_a_published_adapter(
     assert worked_out["n_trained"] == sum(value.numel() for value in ours.values())
 
     ratios = ["--ratios", "2,4"]
-    evaluation = ["--suite", "chat/own", "--methods", "gist", "--limit", 1, "--context", 600, "--output", tmp_path / "eval"]
+    evaluation = [
+        "--suite",
+        "chat/own",
+        "--methods",
+        "gist",
+        "--limit",
+        1,
+        "--context",
+        600,
+        "--output",
+        tmp_path / "eval",
+    ]
     cells = json.loads(run("eval", "--model", model, *ratios, *evaluation, "--json"))
     assert {(cell["method"], cell["ratio"]) for cell in cells} == {("full", None), ("gist", 2), ("gist", 4)}
     case = {"question": "How high is Arn?", "answers": ["123"], "documents": ["Arn is 123 feet high.", "Bel is low."]}

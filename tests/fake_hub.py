@@ -11,7 +11,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 COMMIT = "0" * 40
-ASKED_FOR = ("ultragist_config.json", "ultragist_adapter.safetensors", "ultragist_calibration.json", "adapter_config.json")
+ASKED_FOR = (
+    "ultragist_config.json",
+    "ultragist_adapter.safetensors",
+    "ultragist_calibration.json",
+    "adapter_config.json",
+)
 """Files that loading looks for; the cache knows of those that a repository lacks."""
 
 
