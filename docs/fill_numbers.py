@@ -4,7 +4,7 @@ ultragist-rag bars --data DATA --base BASE --output docs/results/bars.json
 ultragist-rag evaluate --quantise int8,int4 --output docs/results/quantisation.json
 ultragist-rag recall --output docs/results/recall.json
 ultragist-rag attribution --output docs/results/attribution.json
-ultragist-rag demo > docs/results/demo.txt
+ultragist-rag demo && ultragist-rag demo > docs/results/demo.txt  # the second time, when the memories are there
 python docs/fill_numbers.py
 """
 
