@@ -23,7 +23,7 @@ _WIDTH = 160
 
 
 @one_line_errors
-def ablate(  # noqa: PLR0913 - one parameter per option
+def ablate(
     config: Annotated[Path, typer.Option("--config", help="YAML file of a run and its variants.")],
     data: Annotated[Path, typer.Option("--data", help="Folder with train/ and qa_train/.")],
     base: Annotated[str, typer.Option("--base", help="Folder or hub id that every variant starts from.")],

@@ -22,7 +22,7 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.intervals import Array, Interval, interval, ratio, sums
 from ultragist_rag.evaluation.page import Section
 from ultragist_rag.evaluation.tables import Grid
-from ultragist_rag.evaluation.wording import interval_text
+from ultragist_rag.evaluation.wording import interval_text, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +31,7 @@ __all__ = ["Ablation", "Summary", "ablation_figure", "ablation_grid", "ablation_
 
 _BASE = "base"
 _COUNTS = ("tokens", "right_tokens", "loss", "answers", "right")
+_LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 _Key = tuple[str, int | None]
 
 
@@ -71,7 +72,6 @@ class Summary:
         name: The variant.
         seeds: Seeds that it was run with.
         tokens: Raw tokens that a run was trained on, on average.
-        seconds: What a run took, on average.
         loss: Nats for each token of the answers.
         accuracy: Share of these tokens that were ranked first.
         exact: Share of answers with all tokens ranked first.
@@ -84,7 +84,6 @@ class Summary:
     name: str
     seeds: tuple[int, ...]
     tokens: float
-    seconds: float
     loss: Interval
     accuracy: Interval
     exact: Interval
@@ -108,7 +107,9 @@ def read_ablation(path: Path) -> Ablation:
         facts = json.loads(path.read_text(encoding="utf-8"))
         return Ablation({key: value for key, value in facts.items() if key != "runs"}, facts["runs"])
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} holds no record of an ablation: {error}. `ultragist-rag ablate` writes one.") from error
+        raise InputError(
+            f"{path} holds no record of an ablation: {error}. `ultragist-rag ablate` writes one."
+        ) from error
 
 
 def summaries(record: Ablation) -> list[Summary]:
@@ -142,7 +143,7 @@ def ablation_section(record: Ablation) -> Section:
     first = _counts(_of(record, _BASE)[:1], [("full", None)])
     steps = {run["steps"] for run in record.runs[1:]}
     lines = [
-        f"base: {record.facts['n_parameters'] / 1e6:.1f} M parameters; {record.facts['device']}; {record.facts['date']}",
+        f"base: {number(record.facts['n_parameters'])} parameters; {record.facts['device']}; {record.facts['date']}",
         f"each run: {_span(steps)} steps; {_span({run['tokens'] for run in record.runs[1:]})} raw tokens",
         f"asked: {sum(first['answers']):,.0f} questions about {len(first['answers'])} documents (suites "
         f"{', '.join(record.suites)}), each from memories at {', '.join(map(str, record.ratios))} to 1, window "
@@ -169,15 +170,15 @@ def ablation_figure(record: Ablation) -> Figure:
     names = record.names
     figure = Figure(figsize=(8.5, 1.4 + 0.42 * max(1, len(names))), layout="constrained")
     panel = figure.subplots()
-    marks = ("o", "s", "^", "D", "v", "P")
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
     for place, one in enumerate(record.ratios):
         found = [_share(_counts(_of(record, name), [("gist", one)]), "right_tokens", "tokens") for name in names]
         middle = [value for value, _, _ in found]
         errors = [[v - low for v, low, _ in found], [high - v for v, _, high in found]]
-        at = [number + 0.18 * (place - (len(record.ratios) - 1) / 2) for number in range(len(names))]
-        look = {"fmt": marks[place % len(marks)], "color": colours[place % len(colours)], "markersize": 4.5}
-        panel.errorbar(middle, at, xerr=errors, linewidth=1.1, label=f"{one} to 1", **look)
+        at = [row + 0.18 * (place - (len(record.ratios) - 1) / 2) for row in range(len(names))]
+        colour, mark = _LOOKS[place % len(_LOOKS)]
+        panel.errorbar(
+            middle, at, xerr=errors, fmt=mark, color=colour, markersize=4.5, linewidth=1.1, label=f"{one} to 1"
+        )
     for method, style in (("full", "--"), ("closed", ":")):
         value = _share(_counts(_of(record, _BASE), [(method, None)]), "right_tokens", "tokens")[0]
         label = f"base, {'full' if method == 'full' else 'no'} text"
@@ -200,7 +201,6 @@ def _summary(record: Ablation, name: str) -> Summary:
         name,
         tuple(run["seed"] for run in runs),
         float(np.mean([run["tokens"] for run in runs])),
-        float(np.mean([run["seconds"] for run in runs])),
         _share(counts, "loss", "tokens"),
         _share(counts, "right_tokens", "tokens"),
         _share(counts, "right", "answers"),
@@ -257,15 +257,15 @@ def _counts(runs: Sequence[Mapping[str, Any]], cells: Sequence[_Key], suite: str
     """Counts of each row that was asked: summed over cells, means over runs."""
     found: dict[str, Array] = {}
     for name in _COUNTS:
-        of_runs = []
-        for run in runs:
-            wanted = [
-                [cell for cell in run["cells"] if (cell["method"], cell["ratio"]) == key and suite in (None, cell["suite"])]
-                for key in cells
-            ]
-            of_runs.append(sum(np.concatenate([np.array(cell[name], float) for cell in some]) for some in wanted))
+        of_runs = [np.sum([_column(run, key, name, suite) for key in cells], axis=0) for run in runs]
         found[name] = np.mean(of_runs, axis=0)
     return found
+
+
+def _column(run: Mapping[str, Any], key: _Key, name: str, suite: str | None) -> Array:
+    """One count of every row of a cell, suites one behind the other."""
+    cells = [cell for cell in run["cells"] if (cell["method"], cell["ratio"]) == key and suite in (None, cell["suite"])]
+    return np.concatenate([np.array(cell[name], dtype=np.float64) for cell in cells])
 
 
 def _share(counts: Mapping[str, Array], above: str, below: str) -> Interval:

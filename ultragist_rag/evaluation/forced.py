@@ -4,7 +4,7 @@ Is        rows of token ids in, counts for each row out; no decoding, so that ma
 Flow      training.batches, memory -> [forced] -> training.ablation.
 Change    what is counted of a row.
 Not here  decoded answers -> answering.py; what counts mean over many rows -> ablation_page.py.
-Holds     an answer counts as right exactly if greedy decoding behind the same tokens would write it, end token included.
+Holds     an answer is right exactly if greedy decoding behind the same tokens would write it, end token included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train variants of one run on equal data, and score each on equal questions.
 
 Is        a YAML file of one run and its variants; one folder for each variant and seed; one record of them all.
-Flow      config, loop, evaluation.forced -> [ablation] -> cli_ablate. The record is read by evaluation/ablation_page.py.
+Flow      config, loop, evaluation.forced -> [ablation] -> cli_ablate; evaluation/ablation_page.py reads the record.
 Paper     arXiv 2412.17483: architectures (section 2), autoencoding and token importance (section 5).
 Change    what a variant may set, what is asked of it.
 Not here  intervals, table and plot -> evaluation/ablation_page.py.
@@ -42,6 +42,8 @@ __all__ = ["AblationPlan", "Asked", "Variant", "run_ablation"]
 
 HELD_OUT = "held-out"
 """Suite of the questions about countries that training never saw."""
+
+_KEPT = ("name", "seed", "steps", "tokens", "cells")
 
 
 class _Strict(BaseModel):
@@ -161,7 +163,7 @@ def run_ablation(plan: AblationPlan, data: Path, base: str, output: Path, deadli
         if not path.is_file():
             _write(path, _scored(plan, config, asked))
         found = json.loads(path.read_text(encoding="utf-8"))
-        finished.append({"name": variant.name, "about": variant.about, "seed": seed, **found})
+        finished.append({"name": variant.name, "seed": seed, **found})
         _write_record(plan, places, finished)
     return output / "ablation.json"
 
@@ -233,9 +235,9 @@ def _base_run(plan: AblationPlan, places: _Places, asked: _Questions) -> dict[st
     if not path.is_file():
         engine = _load(places.base)
         cells = [*asked.scores(engine, "full"), *asked.scores(engine, "closed")]
-        _write(path, {"steps": 0, "tokens": 0, "seconds": 0.0, "facts": describe(engine), "cells": cells})
+        _write(path, {"steps": 0, "tokens": 0, "facts": describe(engine), "cells": cells})
     found = json.loads(path.read_text(encoding="utf-8"))
-    return {"name": "base", "about": "before training", "seed": 0, **found}
+    return {"name": "base", "seed": 0, **found}
 
 
 def _scored(plan: AblationPlan, config: TrainConfig, asked: _Questions) -> dict[str, Any]:
@@ -247,8 +249,6 @@ def _scored(plan: AblationPlan, config: TrainConfig, asked: _Questions) -> dict[
     return {
         "steps": len(lines),
         "tokens": sum(line["tokens"] for line in lines),
-        "seconds": round(sum(line["seconds"] for line in lines), 1),
-        "losses": [line["answer"] for line in lines],
         "cells": cells,
     }
 
@@ -270,12 +270,12 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 def _write_record(plan: AblationPlan, places: _Places, runs: Sequence[Mapping[str, Any]]) -> None:
     facts = runs[0]["facts"]
     about = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["ultragist-rag", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         **facts,
         "plan": plan.model_dump(mode="json"),
     }
-    lines = ",\n".join("  " + json.dumps({k: v for k, v in run.items() if k != "facts"}) for run in runs)
+    lines = ",\n".join("  " + json.dumps({key: run[key] for key in _KEPT}) for run in runs)
     text = json.dumps(about, indent=1).removesuffix("\n}") + f',\n "runs": [\n{lines}\n ]\n}}\n'
     (places.output / "ablation.json").write_text(text, encoding="utf-8")
 
