@@ -158,9 +158,9 @@ def run_ablation(plan: AblationPlan, data: Path, base: str, output: Path, deadli
     finished = [_base_run(plan, places, asked)]
     for (variant, seed), config in zip(runs, configs, strict=True):
         path = config.output / "scores.json"
-        if not path.is_file() and (time.monotonic() >= deadline or not _train(config, deadline)):
-            break
         if not path.is_file():
+            if time.monotonic() >= deadline or not _train(config, deadline):
+                continue
             _write(path, _scored(plan, config, asked))
         found = json.loads(path.read_text(encoding="utf-8"))
         finished.append({"name": variant.name, "seed": seed, **found})
@@ -268,7 +268,7 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _write_record(plan: AblationPlan, places: _Places, runs: Sequence[Mapping[str, Any]]) -> None:
-    facts = runs[0]["facts"]
+    facts = {name: runs[0]["facts"][name] for name in ("device", "versions", "n_parameters", "dtype")}
     about = {
         "command": shlex.join(["ultragist-rag", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
