@@ -9,6 +9,7 @@ Holds     a command that was stopped goes on where it was; finished variants are
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,10 @@ def ablate(
     from ultragist_rag.training.ablation import AblationPlan, run_ablation
 
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-    record = read_ablation(run_ablation(AblationPlan.read(config), data, base, output, deadline))
+    options = {"--config": config, "--data": data, "--base": base, "--output": output}
+    command = shlex.join(["ultragist-rag", "ablate", *(str(part) for pair in options.items() for part in pair)])
+    plan = AblationPlan.read(config)
+    record = read_ablation(run_ablation(plan, data, base, output, deadline=deadline, command=command))
     if as_json:
         print_json([summary.to_dict() for summary in summaries(record)])
     else:

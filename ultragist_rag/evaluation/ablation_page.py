@@ -142,14 +142,18 @@ def ablation_section(record: Ablation) -> Section:
     asked = plan["asked"]
     first = _counts(_of(record, _BASE)[:1], [("full", None)])
     steps = {run["steps"] for run in record.runs[1:]}
+    missing = [variant["name"] for variant in plan["variants"] if variant["name"] not in record.names]
     lines = [
-        f"base: {number(record.facts['n_parameters'])} parameters; {record.facts['device']}; {record.facts['date']}",
+        f"command: {record.facts['command']}",
+        f"base: {plan['about']}".rstrip(": "),
+        f"size: {number(record.facts['n_parameters'])} parameters; {record.facts['device']}; {record.facts['date']}",
         f"each run: {_span(steps)} steps; {_span({run['tokens'] for run in record.runs[1:]})} raw tokens",
         f"asked: {sum(first['answers']):,.0f} questions about {len(first['answers'])} documents (suites "
         f"{', '.join(record.suites)}), each from memories at {', '.join(map(str, record.ratios))} to 1, window "
         f"{asked['window']}; answers are scored under teacher forcing",
         *(f"{name}: {_about(record, name)}" for name in record.names),
         *_outcomes(record),
+        *([f"in the plan, but not run: {', '.join(missing)}"] if missing else []),
     ]
     tables = {
         "All ratios together": ablation_grid(record),

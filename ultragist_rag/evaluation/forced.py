@@ -59,7 +59,7 @@ def score_rows(
 
     Args:
         attachment: The model; the caller holds its lock.
-        rows: Prompts with answers; each document is compressed on its own.
+        rows: Prompts with questions; each document is compressed on its own.
         lead: Lead token, or None.
         method: `full` reads documents as text, `gist` from memories, `closed` not at all.
         gist: For `gist`, raw tokens per gist and of a window; None for those of the config.

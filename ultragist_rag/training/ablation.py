@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import json
 import random
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,8 +73,12 @@ class Asked(_Strict):
 
 
 class AblationPlan(_Strict):
-    """A run, its variants, and what they are asked; the first variant is what the others are held against."""
+    """A run, its variants, and what they are asked; the first variant is what the others are held against.
 
+    `about` says in a sentence what the base is.
+    """
+
+    about: str = ""
     run: dict[str, Any]
     asked: Asked = Asked()
     variants: tuple[Variant, ...] = Field(min_length=1)
@@ -125,14 +126,9 @@ class AblationPlan(_Strict):
             raise TrainingError(f"variant {variant.name} is not a valid training config: {_problems(error)}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    data: Path
-    base: str
-    output: Path
-
-
-def run_ablation(plan: AblationPlan, data: Path, base: str, output: Path, deadline: float = float("inf")) -> Path:
+def run_ablation(
+    plan: AblationPlan, data: Path, base: str, output: Path, *, deadline: float = float("inf"), command: str = ""
+) -> Path:
     """Train and score every variant, first seeds first; what is finished is skipped, what was broken goes on.
 
     Args:
@@ -141,6 +137,7 @@ def run_ablation(plan: AblationPlan, data: Path, base: str, output: Path, deadli
         base: Folder or hub id that each variant starts from.
         output: Folder of the runs.
         deadline: Begin no run, and stop the one in progress, when `time.monotonic()` reaches this.
+        command: What to write as the command.
 
     Returns:
         The record of all finished runs, `ablation.json` in the folder of the runs.
@@ -148,14 +145,13 @@ def run_ablation(plan: AblationPlan, data: Path, base: str, output: Path, deadli
     Raises:
         TrainingError: If a setting of any variant is wrong, or data or base are missing.
     """
-    places = _Places(data, base, output)
     runs = _runs(plan)
     configs = [
         plan.config(variant, seed, data=data, base=base, output=output / f"{variant.name}-{seed}")
         for variant, seed in runs
     ]
     asked = _Questions(plan, configs[0])
-    finished = [_base_run(plan, places, asked)]
+    finished = [_base_run(base, output, asked)]
     for (variant, seed), config in zip(runs, configs, strict=True):
         path = config.output / "scores.json"
         if not path.is_file():
@@ -164,7 +160,7 @@ def run_ablation(plan: AblationPlan, data: Path, base: str, output: Path, deadli
             _write(path, _scored(plan, config, asked))
         found = json.loads(path.read_text(encoding="utf-8"))
         finished.append({"name": variant.name, "seed": seed, **found})
-        _write_record(plan, places, finished)
+    _write_record(output / "ablation.json", plan, finished, command)
     return output / "ablation.json"
 
 
@@ -206,9 +202,9 @@ def _rows(asked: Asked, source: Source, maker: RowMaker) -> dict[str, list[Row]]
         recipe = Recipe({kind: 1.0}, (1, 1), asked.lines, asked.questions)
         rows: list[Row] = []
         while len(rows) < asked.rows:
-            row = maker.row(source.draw(recipe, rng), rng)
-            if any(row.weights) and all(row.documents):
-                rows.append(row)
+            sample = source.draw(recipe, rng)
+            if sample.pairs:
+                rows.append(maker.row(sample, rng))
         found[kind] = rows
     if asked.corpus is not None and asked.corpus_questions is not None:
         rng = random.Random(f"{asked.seed}-{HELD_OUT}")
@@ -229,11 +225,11 @@ def _columns(counts: Sequence[Forced]) -> dict[str, list[float]]:
     return {name: [getattr(one, name) for one in counts] for name in Forced.__slots__}
 
 
-def _base_run(plan: AblationPlan, places: _Places, asked: _Questions) -> dict[str, Any]:
+def _base_run(base: str, output: Path, asked: _Questions) -> dict[str, Any]:
     """What the base itself makes of the questions, from the text and without it."""
-    path = places.output / "base" / "scores.json"
+    path = output / "base" / "scores.json"
     if not path.is_file():
-        engine = _load(places.base)
+        engine = _load(base)
         cells = [*asked.scores(engine, "full"), *asked.scores(engine, "closed")]
         _write(path, {"steps": 0, "tokens": 0, "facts": describe(engine), "cells": cells})
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -267,17 +263,17 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
     fresh.replace(path)
 
 
-def _write_record(plan: AblationPlan, places: _Places, runs: Sequence[Mapping[str, Any]]) -> None:
+def _write_record(path: Path, plan: AblationPlan, runs: Sequence[Mapping[str, Any]], command: str) -> None:
     facts = {name: runs[0]["facts"][name] for name in ("device", "versions", "n_parameters", "dtype")}
     about = {
-        "command": shlex.join(["ultragist-rag", *sys.argv[1:]]),
+        "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         **facts,
         "plan": plan.model_dump(mode="json"),
     }
     lines = ",\n".join("  " + json.dumps({key: run[key] for key in _KEPT}) for run in runs)
     text = json.dumps(about, indent=1).removesuffix("\n}") + f',\n "runs": [\n{lines}\n ]\n}}\n'
-    (places.output / "ablation.json").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def _problems(error: ValidationError) -> str:
