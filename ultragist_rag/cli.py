@@ -16,6 +16,7 @@ import typer
 
 from ultragist_rag import (
     __version__,
+    cli_ablate,
     cli_attribution,
     cli_bars,
     cli_calibrate,
@@ -44,6 +45,7 @@ app.command()(cli_attribution.attribution)
 app.command()(cli_calibrate.calibrate)
 app.command("eval")(cli_eval.eval_command)
 app.command()(cli_bars.bars)
+app.command()(cli_ablate.ablate)
 app.command()(cli_eval.results)
 
 HOME = Path(".ultragist")

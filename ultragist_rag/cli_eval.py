@@ -95,16 +95,20 @@ def results(
 ) -> None:
     """Make one page of several runs: what is kept, beside the published; other methods; failure patterns; limits.
 
-    The numbers of the runs are kept beside it, in results/runs, so that the page can be made again from them.
+    The numbers of the runs are kept beside it, in results/runs, so that the page can be made again from them. What
+    `ablate` wrote stands at the end if it lies beside it, in results/ablation.json.
     """
     _check_packages("matplotlib")
+    from ultragist_rag.evaluation.ablation_page import ablation_section, read_ablation
     from ultragist_rag.evaluation.failures.section import failures_section
     from ultragist_rag.evaluation.records import pack_run, read_run
     from ultragist_rag.evaluation.results_page import write_results
 
     for run in runs:
         pack_run(run, output.parent / "results" / "runs" / run.resolve().name)
-    write_results([read_run(run) for run in runs], output, more=[failures_section])
+    record = output.parent / "results" / "ablation.json"
+    last = [ablation_section(read_ablation(record))] if record.is_file() else []
+    write_results([read_run(run) for run in runs], output, more=[failures_section], last=last)
     typer.echo(f"Written to {output}")
 
 

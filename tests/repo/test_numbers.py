@@ -44,6 +44,7 @@ def test_pages_hold_the_numbers_of_the_commands() -> None:
 
 
 def test_the_page_of_results_is_made_of_the_runs_that_are_kept_beside_it() -> None:
+    from ultragist_rag.evaluation.ablation_page import ablation_section, read_ablation
     from ultragist_rag.evaluation.failures.section import failures_section
     from ultragist_rag.evaluation.records import read_run
     from ultragist_rag.evaluation.results_page import results_markdown
@@ -54,7 +55,8 @@ def test_the_page_of_results_is_made_of_the_runs_that_are_kept_beside_it() -> No
     assert sorted(names) == sorted(path.name for path in (results / "runs").iterdir())
     runs = [read_run(results / "runs" / name) for name in names]
     images = {path.stem: f"results/plots/{path.name}" for path in (results / "plots").iterdir()}
-    assert results_markdown(runs, images, more=[failures_section]) == page
+    last = [ablation_section(read_ablation(results / "ablation.json"))]
+    assert results_markdown(runs, images, more=[failures_section], last=last) == page
     assert all(address in page for address in images.values())
 
 

@@ -1,5 +1,7 @@
 """Make docs/results.md from runs: what is kept beside the published, other methods, failure patterns, limits.
 
+Further sections that belong to no run, the ablation of training for example, stand at the end.
+
 Is        Markdown and pictures from the folders of runs; nothing is typed by hand.
 Flow      records, tables, plots -> [results_page] -> docs.
 Change    what the page shows of each run, in which order.
@@ -35,13 +37,16 @@ _INTRODUCTION = (
 )
 
 
-def results_markdown(runs: Sequence[Run], images: Mapping[str, str], *, more: Sequence[More] = ()) -> str:
+def results_markdown(
+    runs: Sequence[Run], images: Mapping[str, str], *, more: Sequence[More] = (), last: Sequence[Section] = ()
+) -> str:
     """Write the page.
 
     Args:
         runs: The runs, in the order of the page; their folders have different names.
         images: Address of each picture, by the names of `results_figures`; what is missing is not shown.
         more: Functions that make further sections of a run, the failure patterns for example; None leaves one out.
+        last: Sections of no run, at the end.
 
     Returns:
         Markdown.
@@ -50,15 +55,21 @@ def results_markdown(runs: Sequence[Run], images: Mapping[str, str], *, more: Se
         InputError: If two runs have one name, or records do not fit their tasks.
     """
     _check_names(runs)
-    return "\n\n".join(["# Results", _INTRODUCTION, *(_run(run, images, more) for run in runs)]) + "\n"
+    parts = ["# Results", _INTRODUCTION, *(_run(run, images, more) for run in runs)]
+    for section in last:
+        parts += ["## " + escape_markdown(section.title), *_shown(section, images, file_name(section.title.lower()))]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def results_figures(runs: Sequence[Run], *, more: Sequence[More] = ()) -> dict[str, Figure]:
+def results_figures(
+    runs: Sequence[Run], *, more: Sequence[More] = (), last: Sequence[Section] = ()
+) -> dict[str, Figure]:
     """Draw what the page shows.
 
     Args:
         runs: The runs of the page.
         more: As for `results_markdown`.
+        last: As for `results_markdown`.
 
     Returns:
         By name: what is kept by suite, perplexity, tasks on which gist memories are held against other methods, and
@@ -76,17 +87,20 @@ def results_figures(runs: Sequence[Run], *, more: Sequence[More] = ()) -> dict[s
         wanted = ["overview", "perplexity", *(_task_image(name) for name in _compared(run))]
         drawn.update({f"{file_name(run.name)}-{name}": of_run[name] for name in wanted if name in of_run})
         for section in _sections(run, more):
-            drawn.update({_section_image(run, caption): figure for caption, figure in section.figures.items()})
+            drawn.update(_figures(section, file_name(run.name)))
+    for section in last:
+        drawn.update(_figures(section, file_name(section.title.lower())))
     return drawn
 
 
-def write_results(runs: Sequence[Run], path: Path, *, more: Sequence[More] = ()) -> None:
+def write_results(runs: Sequence[Run], path: Path, *, more: Sequence[More] = (), last: Sequence[Section] = ()) -> None:
     """Write the page and its pictures; pictures lie in `results/plots` beside it, older ones of these runs go.
 
     Args:
         runs: The runs of the page.
         path: The page.
         more: As for `results_markdown`.
+        last: As for `results_markdown`.
 
     Raises:
         InputError: If two runs have one name, or records do not fit their tasks.
@@ -94,14 +108,14 @@ def write_results(runs: Sequence[Run], path: Path, *, more: Sequence[More] = ())
     from ultragist_rag.evaluation.plots import png
 
     folder = path.parent / "results" / "plots"
-    pictures = {name: png(figure) for name, figure in results_figures(runs, more=more).items()}
+    pictures = {name: png(figure) for name, figure in results_figures(runs, more=more, last=last).items()}
     folder.mkdir(parents=True, exist_ok=True)
     for old in (old for run in runs for old in folder.glob(f"{file_name(run.name)}-*.png")):
         old.unlink(missing_ok=True)
     for name, data in pictures.items():
         (folder / f"{name}.png").write_bytes(data)
     images = {name: f"results/plots/{name}.png" for name in pictures}
-    path.write_text(results_markdown(runs, images, more=more), encoding="utf-8")
+    path.write_text(results_markdown(runs, images, more=more, last=last), encoding="utf-8")
 
 
 def _run(run: Run, images: Mapping[str, str], more: Sequence[More]) -> str:
@@ -117,9 +131,7 @@ def _run(run: Run, images: Mapping[str, str], more: Sequence[More]) -> str:
         parts += ["### Other methods at equal bytes", _bullets(lines)]
         parts += [_image(images, f"{file_name(run.name)}-{_task_image(name)}", name) for name in _compared(run)]
     for section in _sections(run, more):
-        parts += [f"### {escape_markdown(section.title)}", _bullets(section.lines)]
-        parts += [f"{caption}:\n\n{markdown(grid)}" for caption, grid in section.tables.items()]
-        parts += [_image(images, _section_image(run, caption), caption) for caption in section.figures]
+        parts += [f"### {escape_markdown(section.title)}", *_shown(section, images, file_name(run.name))]
     parts += ["### Tasks", markdown(cells_grid([cell for cell in found if not cell.group and not is_failure(cell)]))]
     parts += ["### Limits", _bullets([*limits(run, found), *run.left_out])]
     return "\n\n".join(part for part in parts if part)
@@ -144,8 +156,19 @@ def _task_image(name: str) -> str:
     return f"task-{file_name(name)}"
 
 
-def _section_image(run: Run, caption: str) -> str:
-    return f"{file_name(run.name)}-{file_name(caption.lower())}"
+def _shown(section: Section, images: Mapping[str, str], owner: str) -> list[str]:
+    """Lines, tables and pictures of a section."""
+    parts = [_bullets(section.lines)]
+    parts += [f"{caption}:\n\n{markdown(grid)}" for caption, grid in section.tables.items()]
+    return parts + [_image(images, _section_image(owner, caption), caption) for caption in section.figures]
+
+
+def _figures(section: Section, owner: str) -> dict[str, Figure]:
+    return {_section_image(owner, caption): figure for caption, figure in section.figures.items()}
+
+
+def _section_image(owner: str, caption: str) -> str:
+    return f"{owner}-{file_name(caption.lower())}"
 
 
 def _image(images: Mapping[str, str], name: str, alt: str) -> str:
