@@ -11,8 +11,8 @@ Holds     loss and gradients are those of the loop: a row sees the same keys at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from ultragist_rag.modeling.rope import model_cos_sin, rotate
 from ultragist_rag.modeling.window import Window
 from ultragist_rag.types import Part
 
-__all__ = ["Document", "Layout", "OnePass", "Place", "can_lay_out", "lay_out", "mapped", "run", "without_sink"]
+__all__ = ["Document", "Layout", "OnePass", "Place", "can_lay_out", "lay_out", "run", "without_sink"]
 
 _NEVER = 2**30  # a prompt position behind all others
 _MULTIPLE = 8  # columns are padded to this, which attention kernels like
@@ -82,15 +82,6 @@ class Layout:
     slots: Part
     prompt: tuple[Tensor, ...]
     places: tuple[Place, ...]
-
-
-def mapped(tensors: Any, change: Callable[[Any], Any]) -> Any:
-    """A dataclass with each of its tensors (or arrays) changed."""
-    kept = (Tensor, np.ndarray)
-    values = {field.name: getattr(tensors, field.name) for field in fields(tensors)}
-    return type(tensors)(
-        **{name: change(value) if isinstance(value, kept) else value for name, value in values.items()}
-    )
 
 
 class _Rows:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +25,7 @@ from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
 from ultragist_rag.training.objectives import Loss, draw_independent, draw_joint, weighted
-from ultragist_rag.training.one_pass import Document, Layout, lay_out, mapped, run, without_sink
+from ultragist_rag.training.one_pass import Document, Layout, lay_out, run, without_sink
 from ultragist_rag.types import Part
 
 __all__ = ["Planned", "Targets", "plan", "planned_loss"]
@@ -60,10 +61,10 @@ class Planned:
     def map(self, change: Callable[[Any], Any]) -> Planned:
         """Change every tensor."""
         return Planned(
-            mapped(self.targets, change),
+            _mapped(self.targets, change),
             None if self.ids is None else change(self.ids),
             None if self.text_places is None else change(self.text_places),
-            None if self.layout is None else mapped(self.layout, change),
+            None if self.layout is None else _mapped(self.layout, change),
             tuple(change(document) for document in self.documents),
         )
 
@@ -72,6 +73,15 @@ class Planned:
         if device.type != "cuda":
             return self.map(lambda part: part.to(device))
         return self.map(lambda part: part.pin_memory().to(device, non_blocking=True))
+
+
+def _mapped(tensors: Any, change: Callable[[Any], Any]) -> Any:
+    """A dataclass with each of its tensors (or arrays) changed."""
+    kept = (Tensor, np.ndarray)
+    values = {field.name: getattr(tensors, field.name) for field in fields(tensors)}
+    return type(tensors)(
+        **{name: change(value) if isinstance(value, kept) else value for name, value in values.items()}
+    )
 
 
 def plan(  # noqa: PLR0913 - settings of one batch
