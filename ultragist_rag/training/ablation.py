@@ -221,7 +221,7 @@ def _held_out(corpus: Path, questions: Path) -> list[Sample]:
     return [Sample((text,), tuple(pairs)) for text, pairs in asked.items() if len(pairs) > 1]
 
 
-def _columns(counts: Sequence[Forced]) -> dict[str, list[float]]:
+def _columns(counts: Sequence[Forced]) -> dict[str, list[int | float]]:
     return {name: [getattr(one, name) for one in counts] for name in Forced.__slots__}
 
 
