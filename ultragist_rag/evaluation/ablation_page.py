@@ -143,7 +143,9 @@ def ablation_section(record: Ablation) -> Section:
     asked = plan["asked"]
     first = _counts(_of(record, _BASE)[:1], [("full", None)])
     steps = {run["steps"] for run in record.runs[1:]}
-    missing = [variant["name"] for variant in plan["variants"] if variant["name"] not in record.names]
+    done = {(run["name"], run["seed"]) for run in record.runs}
+    planned = [(variant["name"], seed) for variant in plan["variants"] for seed in variant["seeds"]]
+    missing = [f"{name} with seed {seed}" for name, seed in planned if (name, seed) not in done]
     lines = [
         f"command: {record.facts['command']}",
         f"base: {plan['about']}".rstrip(": "),
