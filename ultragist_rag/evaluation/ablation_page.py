@@ -130,7 +130,7 @@ def ablation_grid(record: Ablation) -> Grid:
         rows.append([label, "", "", *map(interval_text, values), "", ""])
     for one in summaries(record):
         measured = [interval_text(value) for value in (one.loss, one.accuracy, one.exact)]
-        against = "" if one.against is None else "{:+.3f} ({:+.3f} to {:+.3f}), {}".format(*one.against, one.other)
+        against = "" if one.against is None else f"{_signed(one.against)}, {one.other}"
         seeds = ", ".join(map(str, one.seeds))
         rows.append([one.name, seeds, f"{one.tokens:,.0f}", *measured, against, interval_text(one.full)])
     head = ["variant", "seeds", "tokens", "loss (95 %)", "token accuracy (95 %)", "answers right (95 %)"]
@@ -243,9 +243,9 @@ def _outcomes(record: Ablation) -> list[str]:
     for one in summaries(record):
         if one.against is None:
             continue
-        value, low, high = one.against
+        _, low, high = one.against
         verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-        lines.append(f"outcome: {one.name} against {one.other}: {value:+.3f} ({low:+.3f} to {high:+.3f}), {verdict}")
+        lines.append(f"outcome: {one.name} against {one.other}: {_signed(one.against)}, {verdict}")
     for one in summaries(record):
         if len(one.seeds) > 1:
             each = ", ".join(f"{value:.3f}" for value in one.seed_accuracy)
@@ -292,6 +292,10 @@ def _over(above: Array, below: Array) -> Interval:
 
 def _about(record: Ablation, name: str) -> str:
     return next(str(one["about"]) for one in record.facts["plan"]["variants"] if one["name"] == name)
+
+
+def _signed(values: Interval) -> str:
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*values)
 
 
 def _span(values: set[int]) -> str:
