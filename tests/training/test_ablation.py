@@ -92,6 +92,7 @@ def test_what_was_stopped_goes_on_and_what_is_finished_stays(base: str, country_
     [
         ({"variants": [PLAN["variants"][0]] * 2}, "two variants are called 'plain'"),
         ({"variants": [{"name": "a b", "about": ""}]}, "variants.0.name"),
+        ({"variants": [{"name": "a", "about": "", "against": "b"}]}, "against is 'b'"),
         ({"colour": 1}, "colour"),
     ],
 )

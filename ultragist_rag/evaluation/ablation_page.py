@@ -77,7 +77,8 @@ class Summary:
         exact: Share of answers with all tokens ranked first.
         kept: Such answers over those of the base from the full text, for each ratio.
         full: Such answers of the variant itself from the full text, over the same.
-        against: Token accuracy minus that of the first variant with the same seeds, paired; None for that one itself.
+        other: The variant that it is compared with; none for the first of the plan.
+        against: Token accuracy minus that of the other variant with the same seeds, paired; None if there is no other.
         seed_accuracy: Token accuracy of each seed.
     """
 
@@ -89,6 +90,7 @@ class Summary:
     exact: Interval
     kept: Mapping[int, Interval]
     full: Interval
+    other: str
     against: Interval | None
     seed_accuracy: tuple[float, ...]
 
@@ -128,12 +130,11 @@ def ablation_grid(record: Ablation) -> Grid:
         rows.append([label, "", "", *map(interval_text, values), "", ""])
     for one in summaries(record):
         measured = [interval_text(value) for value in (one.loss, one.accuracy, one.exact)]
-        against = "" if one.against is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*one.against)
+        against = "" if one.against is None else f"{_signed(one.against)}, {one.other}"
         seeds = ", ".join(map(str, one.seeds))
         rows.append([one.name, seeds, f"{one.tokens:,.0f}", *measured, against, interval_text(one.full)])
-    first = record.names[0] if record.names else ""
     head = ["variant", "seeds", "tokens", "loss (95 %)", "token accuracy (95 %)", "answers right (95 %)"]
-    return Grid([*head, f"token accuracy against {first} (95 %)", "own full text over base's (95 %)"], rows, 1)
+    return Grid([*head, "token accuracy against (95 %)", "own full text over base's (95 %)"], rows, 1)
 
 
 def ablation_section(record: Ablation) -> Section:
@@ -142,7 +143,9 @@ def ablation_section(record: Ablation) -> Section:
     asked = plan["asked"]
     first = _counts(_of(record, _BASE)[:1], [("full", None)])
     steps = {run["steps"] for run in record.runs[1:]}
-    missing = [variant["name"] for variant in plan["variants"] if variant["name"] not in record.names]
+    done = {(run["name"], run["seed"]) for run in record.runs}
+    planned = [(variant["name"], seed) for variant in plan["variants"] for seed in variant["seeds"]]
+    missing = [f"{name} with seed {seed}" for name, seed in planned if (name, seed) not in done]
     lines = [
         f"command: {record.facts['command']}",
         f"base: {plan['about']}".rstrip(": "),
@@ -200,6 +203,7 @@ def _summary(record: Ablation, name: str) -> Summary:
     gists: list[_Key] = [("gist", value) for value in record.ratios]
     counts = _counts(runs, gists)
     full = _counts(_of(record, _BASE), [("full", None)])
+    other = _other(record, name)
     by_seed = [_share(_counts([run], gists), "right_tokens", "tokens")[0] for run in runs]
     return Summary(
         name,
@@ -210,14 +214,21 @@ def _summary(record: Ablation, name: str) -> Summary:
         _share(counts, "right", "answers"),
         {one: _over(_counts(runs, [("gist", one)])["right"], full["right"]) for one in record.ratios},
         _over(_counts(runs, [("full", None)])["right"], full["right"]),
-        None if name == record.names[0] else _against(record, runs, gists),
+        other,
+        _against(runs, _of(record, other), gists) if other else None,
         tuple(by_seed),
     )
 
 
-def _against(record: Ablation, runs: Sequence[Mapping[str, Any]], cells: Sequence[_Key]) -> Interval:
-    """Paired difference to the first variant: over the seeds that both have, or the first variant's first seed."""
-    others = _of(record, record.names[0])
+def _other(record: Ablation, name: str) -> str:
+    """The variant that another is compared with, if it was run."""
+    named = next(one.get("against") for one in record.facts["plan"]["variants"] if one["name"] == name)
+    other = str(named or record.names[0])
+    return other if other != name and other in record.names else ""
+
+
+def _against(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], cells: Sequence[_Key]) -> Interval:
+    """Paired difference of token accuracy: over the seeds that both have, or else both first seeds."""
     shared = {run["seed"] for run in runs} & {run["seed"] for run in others}
     ours = [run for run in runs if run["seed"] in shared] or runs[:1]
     theirs = [run for run in others if run["seed"] in shared] or others[:1]
@@ -228,14 +239,13 @@ def _against(record: Ablation, runs: Sequence[Mapping[str, Any]], cells: Sequenc
 
 def _outcomes(record: Ablation) -> list[str]:
     """Say of every variant whether it is told apart from the first."""
-    first = record.names[0] if record.names else ""
     lines = []
     for one in summaries(record):
         if one.against is None:
             continue
-        value, low, high = one.against
+        _, low, high = one.against
         verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-        lines.append(f"outcome: {one.name} against {first}: {value:+.3f} ({low:+.3f} to {high:+.3f}), {verdict}")
+        lines.append(f"outcome: {one.name} against {one.other}: {_signed(one.against)}, {verdict}")
     for one in summaries(record):
         if len(one.seeds) > 1:
             each = ", ".join(f"{value:.3f}" for value in one.seed_accuracy)
@@ -282,6 +292,10 @@ def _over(above: Array, below: Array) -> Interval:
 
 def _about(record: Ablation, name: str) -> str:
     return next(str(one["about"]) for one in record.facts["plan"]["variants"] if one["name"] == name)
+
+
+def _signed(values: Interval) -> str:
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*values)
 
 
 def _span(values: set[int]) -> str:

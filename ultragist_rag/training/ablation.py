@@ -48,7 +48,10 @@ class _Strict(BaseModel):
 
 
 class Variant(_Strict):
-    """What one variant sets differently: keys of the run, of its gists, of each of its stages."""
+    """What one variant sets differently: keys of the run, of its gists, of each of its stages.
+
+    `against` names the variant that it is compared with; None for the first of the plan.
+    """
 
     name: str = Field(pattern=r"^[\w.-]+$")
     about: str
@@ -56,6 +59,7 @@ class Variant(_Strict):
     gist: dict[str, Any] = {}
     stage: dict[str, Any] = {}
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    against: str | None = None
 
 
 class Asked(_Strict):
@@ -73,7 +77,7 @@ class Asked(_Strict):
 
 
 class AblationPlan(_Strict):
-    """A run, its variants, and what they are asked; the first variant is what the others are held against.
+    """A run, its variants, and what they are asked; the first variant is what others are held against by default.
 
     `about` says in a sentence what the base is.
     """
@@ -89,6 +93,9 @@ class AblationPlan(_Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two variants are called {twice[0]!r}: their folders would be one")
+        unknown = sorted({variant.against for variant in self.variants if variant.against} - set(names))
+        if unknown:
+            raise ValueError(f"against is {unknown[0]!r}, but the variants are {', '.join(names)}")
         return self
 
     @classmethod
@@ -221,7 +228,7 @@ def _held_out(corpus: Path, questions: Path) -> list[Sample]:
     return [Sample((text,), tuple(pairs)) for text, pairs in asked.items() if len(pairs) > 1]
 
 
-def _columns(counts: Sequence[Forced]) -> dict[str, list[float]]:
+def _columns(counts: Sequence[Forced]) -> dict[str, list[int | float]]:
     return {name: [getattr(one, name) for one in counts] for name in Forced.__slots__}
 
 
