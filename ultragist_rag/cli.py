@@ -9,6 +9,8 @@ Holds     wrong input ends with one line on stderr and exit code 2; answers go t
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -160,7 +162,7 @@ def demo(
 
 @app.command()
 @one_line_errors
-def train(
+def train(  # noqa: PLR0913 - one parameter per option
     config: Annotated[Path, typer.Option("--config", help="YAML file; see docs/training.md.")],
     data: Annotated[Path | None, typer.Option("--data", help="Data folder, instead of the one in the file.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Folder of the run, instead of the file's.")] = None,
@@ -168,6 +170,9 @@ def train(
     tflops: Annotated[
         float | None,
         typer.Option("--tflops", help="Dry run from the base's shape alone, at 10^12 FLOPs a second; loads nothing."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Stop after so long; the same command goes on later.", min=0)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -180,7 +185,8 @@ def train(
     if not dry_run:
         if tflops is not None:
             raise TrainingError(f"tflops is {tflops}, but the run is not a dry one. Add --dry-run, or leave it out.")
-        typer.echo(str(Trainer(settings).run()))
+        deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        typer.echo(str(Trainer(settings).run(deadline=deadline)))
         return
     from ultragist_rag.console import print_json
     from ultragist_rag.training.forecast import forecast

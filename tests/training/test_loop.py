@@ -183,3 +183,20 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
         TrainConfig.read(path)
     with pytest.raises(TrainingError, match="cannot be read"):
         TrainConfig.read(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("change", [{"one_pass": False}, {"modes": {"stream": 1.0}}])
+def test_a_teacher_that_would_be_left_out_is_refused(tiny_run: TrainConfig, change: dict[str, object]) -> None:
+    stage = tiny_run.stages[1].model_copy(update={"distil": 1.0, **change})
+    with pytest.raises(TrainingError, match=r"distil 1\.0, which needs all windows in one pass"):
+        Trainer(tiny_run.model_copy(update={"stages": (stage,)}))
+
+
+def test_a_run_out_of_time_stops_with_its_state_and_goes_on_to_the_same_numbers(tiny_run: TrainConfig) -> None:
+    unbroken, timed = (tiny_run.model_copy(update={"output": tiny_run.output / name}) for name in ("one", "two"))
+    Trainer(unbroken).run()
+    stopped = Trainer(timed).run(deadline=0.0)
+    assert stopped == timed.output / "state"
+    assert len(_losses(timed)) == 1
+    Trainer(timed).run()
+    assert _losses(timed) == _losses(unbroken)

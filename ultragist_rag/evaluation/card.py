@@ -118,7 +118,10 @@ def measured_by(measured: Mapping[str, Any]) -> str:
     """Say by which command, on what and when something was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     where = f"{measured['device']}, {measured['dtype']}, {measured['date']}"
-    return f"Printed by `{measured['command']}` ({versions}; {where}).\n{base_note(measured['base'])}"
+    return (
+        f"Printed by `{measured['command']}` ({versions}; {where}), with the weights of fingerprint\n"
+        f"`{measured['fingerprint']}`. {base_note(measured['base'])}"
+    )
 
 
 def _sizes(folder: Path, config: Mapping[str, Any]) -> str:

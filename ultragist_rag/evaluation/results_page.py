@@ -33,7 +33,8 @@ More = Callable[[Run], Section | None]
 _INTRODUCTION = (
     "Every number of this page is computed from the records of the runs named here; the commands stand with each. "
     "*Kept of full* is the score over that of the full text by the same model on the same samples. Intervals are 95 %, "
-    "by bootstrap over samples."
+    "by bootstrap over samples. The bundled model has editions: a run names the weights it was made with by their "
+    "fingerprint; that of the weights shipped now stands in their card."
 )
 
 
@@ -120,7 +121,7 @@ def write_results(runs: Sequence[Run], path: Path, *, more: Sequence[More] = (),
 
 def _run(run: Run, images: Mapping[str, str], more: Sequence[More]) -> str:
     found = cells(run)
-    told = {name: value for name, value in facts(run) if name not in ("command", "fingerprint")}
+    told = {name: value for name, value in facts(run) if name != "command"}
     parts = [f"## {escape_markdown(run.name)}", f"```\n{_one_line(run.facts.get('command'))}\n```"]
     parts += ["\n".join(f"- {name}: {escape_markdown(value)}" for name, value in told.items())]
     parts += ["### Kept of the full text, beside the published", markdown(published_grid(suite_cells(run)))]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.training.autoencoding import GistDecoder
@@ -33,6 +34,7 @@ from ultragist_rag.training.combined import Combined
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.drawing import Batch, Drawn
 from ultragist_rag.training.dry_run import TrainReport, is_matrix, measure
+from ultragist_rag.training.one_pass import can_lay_out
 from ultragist_rag.training.optim import Muon
 from ultragist_rag.training.processes import check_sharding, drop_untouched, share_of, unshard, whole
 from ultragist_rag.training.setup import (
@@ -80,6 +82,7 @@ class Trainer:
             self.tokenizer = make_tokenizer(config, self.source)
         self.rows = RowMaker(self.tokenizer, self.tokenizer.eos_token)
         self.attachment = make_attachment(config, self.tokenizer)
+        _check_teachers(config, self.attachment.config)
         model = self.attachment.model
         if config.gradient_checkpointing:
             checkpoint_layers(model)
@@ -244,3 +247,13 @@ class Trainer:
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()[:start]
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _check_teachers(config: TrainConfig, gist: GistConfig) -> None:
+    """Refuse a teacher where the loop over windows would leave it out."""
+    for stage in config.stages:
+        if stage.distil and not (stage.one_pass and can_lay_out(gist) and "stream" not in stage.modes):
+            raise TrainingError(
+                f"stage {stage.name} has distil {stage.distil}, which needs all windows in one pass: one_pass true, no "
+                "mode stream, memory kv and a stride as long as the window. Change these, or leave distil out."
+            )
