@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ultragist_rag import UltraGist
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.batches import Row
-from ultragist_rag.training.config import TrainConfig
+from ultragist_rag.training.config import Stage, TrainConfig
 from ultragist_rag.training.loop import Trainer
 
 
@@ -151,6 +152,15 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
     config = TrainConfig.read(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
     assert config.lr_at(0) < config.lr_at(config.warmup)
     assert config.lr_at(config.n_steps - 1) < config.lr
+
+
+def test_a_stage_may_move_its_rate_evenly_and_no_rate_is_negative(tiny_run: TrainConfig) -> None:
+    stage = tiny_run.stages[1].model_copy(update={"lr": (0.008, 0.004)})
+    config = tiny_run.model_copy(update={"stages": (tiny_run.stages[0], stage), "decay": 0.0, "warmup": 0})
+    rates = [config.lr_at(step) for step in range(2, 5)]
+    assert rates == pytest.approx([0.008, 0.007, 0.006])
+    with pytest.raises(ValidationError, match="lr"):
+        Stage(**{**stage.model_dump(), "lr": (0.008, -0.004)})
 
 
 def test_the_hub_config_runs_dry_on_a_small_stand_in(tiny_run: TrainConfig, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ Change    add a setting here and a line to docs/training.md.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +21,7 @@ from ultragist_rag.training.samples import KINDS
 __all__ = ["Mode", "Stage", "TrainConfig"]
 
 Mode = Literal["full", "independent", "joint", "stream"]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class _Strict(BaseModel):
@@ -53,7 +54,7 @@ class Stage(_Strict):
     autoencoding: float = Field(default=0.0, ge=0, description="loss weight of tokens read off their gist alone")
     token_importance: float = Field(default=0.0, ge=0, le=1, description="0 weighs all tokens alike")
     one_pass: bool = Field(default=True, description="all windows in one forward, where the settings allow it")
-    lr: float | tuple[float, float] | None = Field(default=None, description="instead of the run's; or from, to")
+    lr: Rate | tuple[Rate, Rate] | None = Field(default=None, description="instead of the run's; or from, to")
 
 
 class TrainConfig(_Strict):
