@@ -49,7 +49,7 @@ def measured(full: float = 0.9, uuid: float = 0.9, em: float = 0.9, closed: floa
         TaskRow("rag/xquad", "em", "full", None, 50, around(em), None),
         TaskRow("perplexity/wikitext2", "ppl", "gist", 4, 50, around(12.5), None),
     ]
-    return Measured({**facts, "date": "2026-01-03", "base": None}, countries, tasks).to_dict()
+    return Measured({**facts, "date": "2026-01-03", "fingerprint": "f1", "base": None}, countries, tasks).to_dict()
 
 
 def test_the_card_tells_sizes_training_and_what_was_measured(model_folders: tuple[Path, Path]) -> None:

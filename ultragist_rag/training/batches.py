@@ -26,6 +26,7 @@ HEADS = (
     "Context:\n",
     "You are a helpful assistant.\n\n",
 )
+_QUESTION = "Question"
 _HEADED = 0.25  # share of prompts with an instruction in front of the documents
 
 
@@ -57,6 +58,8 @@ class RowMaker:
         self._tokenizer = tokenizer
         self._eos = tokenizer.convert_tokens_to_ids(eos)
         self._newline = self._encode("\n")
+        # A tokenizer may cut line breaks otherwise where text follows than where nothing or a memory does.
+        self._before_question = self._encode(f"\n\n{_QUESTION}")[: -len(self._encode(_QUESTION))]
 
     def row(self, sample: Sample, rng: random.Random, continued_weight: float = 1.0) -> Row:
         """The row of a sample; a sample without questions is continued by the second half of its text."""
@@ -65,7 +68,7 @@ class RowMaker:
             return self._continued(documents, continued_weight)
         separator = self._encode(rng.choice(SEPARATORS))
         turns, weights = self._turns(sample.pairs)
-        separators = (separator,) * (len(documents) - 1) + (self._encode("\n\n"),)
+        separators = (separator,) * (len(documents) - 1) + (self._before_question,)
         exact = tuple(self._exact(text) for text in sample.documents) if sample.exact else ()
         head = self._encode(rng.choice(HEADS)) if rng.random() < _HEADED else ()
         return Row(tuple(documents), separators, turns, weights, exact, head)
@@ -81,7 +84,7 @@ class RowMaker:
         ids: list[int] = []
         weights: list[float] = []
         for question, answer in pairs:
-            asked = self._encode(f"Question: {question}\nAnswer:")
+            asked = self._encode(f"{_QUESTION}: {question}\nAnswer:")
             told = (*self._encode(f" {answer}"), self._eos)
             ids += [*asked, *told, *self._newline]
             weights += [0.0] * len(asked) + [1.0] * len(told) + [0.0] * len(self._newline)
