@@ -22,6 +22,7 @@ from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.prompt import prompt_forward
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
+from ultragist_rag.training.objectives import labelled
 
 __all__ = ["Forced", "Method", "score_rows"]
 
@@ -90,18 +91,14 @@ def _batch(
             for ids, separator in zip(row.documents, row.separators, strict=True):
                 pieces += [next(memories) if method == "gist" else torch.tensor(ids), torch.tensor(separator)]
         before = sum(len(piece) for piece in pieces if isinstance(piece, Tensor))
-        wanted.append(before + _labelled(row) - 1)
+        wanted.append(before + labelled(row) - 1)
         prompts.append([*pieces, torch.tensor(row.turns)])
     state = prompt_forward(attachment, prompts, wanted=wanted)
     return (_counts(row, logits) for row, logits in zip(rows, state.logits, strict=True))
 
 
-def _labelled(row: Row) -> Tensor:
-    return torch.nonzero(torch.tensor(row.weights) > 0).flatten()
-
-
 def _counts(row: Row, logits: Tensor) -> Forced:
-    places = _labelled(row)
+    places = labelled(row)
     targets = torch.tensor(row.turns, device=logits.device)[places.to(logits.device)]
     loss = functional.cross_entropy(logits.float(), targets, reduction="sum")
     right = (logits.argmax(-1) == targets).tolist()

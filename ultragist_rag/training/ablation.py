@@ -30,7 +30,7 @@ from ultragist_rag.evaluation.forced import Forced, Method, score_rows
 from ultragist_rag.evaluation.heldout import corpus_cases
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.training.batches import Row, RowMaker
-from ultragist_rag.training.config import TrainConfig
+from ultragist_rag.training.config import TrainConfig, problems
 from ultragist_rag.training.loop import Trainer
 from ultragist_rag.training.samples import Recipe, Sample
 from ultragist_rag.training.setup import Source, make_source
@@ -110,7 +110,7 @@ class AblationPlan(_Strict):
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise TrainingError(f"{path} cannot be read as YAML: {error}") from error
         except ValidationError as error:
-            raise TrainingError(f"{path} is not a valid plan of an ablation: {_problems(error)}") from error
+            raise TrainingError(f"{path} is not a valid plan of an ablation: {problems(error)}") from error
 
     def config(self, variant: Variant, seed: int, **places: Any) -> TrainConfig:
         """The training config of a variant.
@@ -130,7 +130,7 @@ class AblationPlan(_Strict):
         try:
             return TrainConfig(**merged)
         except ValidationError as error:
-            raise TrainingError(f"variant {variant.name} is not a valid training config: {_problems(error)}") from error
+            raise TrainingError(f"variant {variant.name} is not a valid training config: {problems(error)}") from error
 
 
 def run_ablation(
@@ -281,7 +281,3 @@ def _write_record(path: Path, plan: AblationPlan, runs: Sequence[Mapping[str, An
     lines = ",\n".join("  " + json.dumps({key: run[key] for key in _KEPT}) for run in runs)
     text = json.dumps(about, indent=1).removesuffix("\n}") + f',\n "runs": [\n{lines}\n ]\n}}\n'
     path.write_text(text, encoding="utf-8")
-
-
-def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())

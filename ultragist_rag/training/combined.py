@@ -23,8 +23,7 @@ from ultragist_rag.training.batches import Row
 from ultragist_rag.training.drawing import Batch
 from ultragist_rag.training.importance import weigh_rows
 from ultragist_rag.training.objectives import OBJECTIVES, Loss
-from ultragist_rag.training.one_pass import can_lay_out
-from ultragist_rag.training.planned import Planned, plan, planned_loss
+from ultragist_rag.training.planned import Planned, in_one_pass, plan, planned_loss
 from ultragist_rag.training.processes import touch_all
 
 __all__ = ["Combined", "Parts"]
@@ -98,8 +97,8 @@ class Combined(nn.Module):
         rows: Sequence[Row] = batch.rows
         if batch.mode in ("independent", "joint"):
             rows = weigh_rows(attachment, rows, self._lead, stage.token_importance)
-            if stage.one_pass and can_lay_out(attachment.config):
-                return planned_loss(attachment, self._plan(batch, rows).to(attachment.device), stage)
+        if in_one_pass(attachment.config, stage, batch.mode):
+            return planned_loss(attachment, self._plan(batch, rows).to(attachment.device), stage)
         return OBJECTIVES[batch.mode](attachment, rows, self._lead, stage, rng)
 
     def _plan(self, batch: Batch, rows: Sequence[Row]) -> Planned:

@@ -18,7 +18,7 @@ from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.jsonl import JSONL_KINDS
 from ultragist_rag.training.samples import KINDS
 
-__all__ = ["Mode", "Stage", "TrainConfig"]
+__all__ = ["Mode", "Stage", "TrainConfig", "problems"]
 
 Mode = Literal["full", "independent", "joint", "stream"]
 Rate = Annotated[float, Field(gt=0)]
@@ -146,13 +146,17 @@ class TrainConfig(_Strict):
         try:
             return cls(**{**loaded, **{key: value for key, value in overrides.items() if value is not None}})
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise TrainingError(f"{path} is not a valid training config: {problems}") from error
+            raise TrainingError(f"{path} is not a valid training config: {problems(error)}") from error
 
     @property
     def n_steps(self) -> int:
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def stage_tokens(self) -> dict[str, int]:
+        """Raw tokens of each stage, about."""
+        return {stage.name: stage.steps * self.accumulate * stage.tokens for stage in self.stages}
 
     @property
     def autoencodes(self) -> bool:
@@ -185,3 +189,8 @@ class TrainConfig(_Strict):
         falling = max(1.0, self.decay * self.n_steps)
         left = (self.n_steps - step) / falling
         return peak * min(1.0, (step + 1) / max(1, self.warmup)) * max(0.05, min(1.0, left))
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with a file of settings, and where in it."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())

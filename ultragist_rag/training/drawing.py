@@ -19,8 +19,7 @@ from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row, RowMaker
 from ultragist_rag.training.config import Mode, Stage, TrainConfig
-from ultragist_rag.training.one_pass import can_lay_out
-from ultragist_rag.training.planned import Planned, plan
+from ultragist_rag.training.planned import Planned, in_one_pass, plan
 from ultragist_rag.training.samples import Recipe
 from ultragist_rag.training.setup import Source
 
@@ -95,8 +94,8 @@ class Drawn:
     def _planned(self, batch: Batch) -> Batch:
         """Lay it out, unless it is weighed or looped over by the model first."""
         stage = batch.stage
-        is_plain = batch.mode != "stream" and not stage.token_importance
-        if batch.mode != "full" and not (is_plain and stage.one_pass and can_lay_out(self._gists)):
+        is_weighed = bool(stage.token_importance)
+        if batch.mode != "full" and (is_weighed or not in_one_pass(self._gists, stage, batch.mode)):
             return batch
         planned = plan(
             self._gists, batch.mode, batch.rows, self._lead, stage, batch.seed, n_positions=self._n_positions

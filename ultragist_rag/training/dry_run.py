@@ -134,7 +134,7 @@ def measure(
     ]
     weights, gradients, moments = bytes_of_training(objective, config.optimizer)
     known = [entry.activation_bytes for entry in measured if entry.activation_bytes is not None]
-    stage_tokens = {stage.name: stage.steps * config.accumulate * stage.tokens for stage in config.stages}
+    stage_tokens = config.stage_tokens
     seconds = {
         stage.name: config.accumulate * sum(e.share * e.seconds for e in measured if e.stage == stage.name)
         for stage in config.stages

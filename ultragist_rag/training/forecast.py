@@ -86,7 +86,7 @@ def forecast(config: TrainConfig, tflops: float) -> Forecast:
         parameter.requires_grad_(config.train_base or id(parameter) in gists)
     objective = Combined(attachment, None, decoder)
     n_parameters = sum(p.numel() for p in objective.parameters())
-    stage_tokens = {stage.name: stage.steps * config.accumulate * stage.tokens for stage in config.stages}
+    stage_tokens = config.stage_tokens
     n_tokens = sum(stage_tokens.values())
     weights, gradients, moments = bytes_of_training(objective, config.optimizer)
     activations = max(_activations(config, stage, attachment) for stage in config.stages)

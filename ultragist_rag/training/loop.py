@@ -34,8 +34,8 @@ from ultragist_rag.training.combined import Combined
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.drawing import Batch, Drawn
 from ultragist_rag.training.dry_run import TrainReport, is_matrix, measure
-from ultragist_rag.training.one_pass import can_lay_out
 from ultragist_rag.training.optim import Muon
+from ultragist_rag.training.planned import in_one_pass
 from ultragist_rag.training.processes import check_sharding, drop_untouched, share_of, unshard, whole
 from ultragist_rag.training.setup import (
     Source,
@@ -252,7 +252,7 @@ class Trainer:
 def _check_teachers(config: TrainConfig, gist: GistConfig) -> None:
     """Refuse a teacher where the loop over windows would leave it out."""
     for stage in config.stages:
-        if stage.distil and not (stage.one_pass and can_lay_out(gist) and "stream" not in stage.modes):
+        if stage.distil and not (in_one_pass(gist, stage, "independent") and "stream" not in stage.modes):
             raise TrainingError(
                 f"stage {stage.name} has distil {stage.distil}, which needs all windows in one pass: one_pass true, no "
                 "mode stream, memory kv and a stride as long as the window. Change these, or leave distil out."

@@ -53,6 +53,11 @@ def _leading(lead: int | None) -> list[int]:
     return [] if lead is None else [lead]
 
 
+def labelled(row: Row, first: int = 0) -> Tensor:
+    """Places of the turns that count, from `first` on: what stands right behind a memory has no token to predict it."""
+    return torch.nonzero(torch.tensor(row.weights[first:]) > 0).flatten() + first
+
+
 def weighted(logits: Tensor, targets: Tensor, weights: Tensor, stage: Stage) -> Loss:
     """Weighted mean cross entropy of logits of shape (tokens, vocab).
 
@@ -209,11 +214,10 @@ def _turns_loss(attachment: Attachment, rows: Sequence[Row], prompts: Sequence[S
     for row, prompt in zip(rows, prompts, strict=True):
         before = sum(len(piece) for piece in prompt[:-1] if isinstance(piece, Tensor))
         first = 0 if isinstance(prompt[-2], Tensor) else 1
-        weight = torch.tensor(row.weights)
-        index = torch.nonzero(weight[first:] > 0).flatten() + first
+        index = labelled(row, first)
         wanted.append(before + index - 1)
         targets.append(torch.tensor(row.turns)[index])
-        weights.append(weight[index])
+        weights.append(torch.tensor(row.weights)[index])
     state = prompt_forward(attachment, prompts, wanted=wanted)
     device = attachment.device
     return weighted(torch.cat(state.logits), torch.cat(targets).to(device), torch.cat(weights).to(device), stage)

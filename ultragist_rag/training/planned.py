@@ -24,11 +24,11 @@ from ultragist_rag.config import GistConfig
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
-from ultragist_rag.training.objectives import Loss, draw_independent, draw_joint, weighted
-from ultragist_rag.training.one_pass import Document, Layout, lay_out, run, without_sink
+from ultragist_rag.training.objectives import Loss, draw_independent, draw_joint, labelled, weighted
+from ultragist_rag.training.one_pass import Document, Layout, can_lay_out, lay_out, run, without_sink
 from ultragist_rag.types import Part
 
-__all__ = ["Planned", "Targets", "plan", "planned_loss"]
+__all__ = ["Planned", "Targets", "in_one_pass", "plan", "planned_loss"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +84,11 @@ def _mapped(tensors: Any, change: Callable[[Any], Any]) -> Any:
     )
 
 
+def in_one_pass(config: GistConfig, stage: Stage, mode: str) -> bool:
+    """Whether a mode of a stage makes its memories in one forward; the others go window by window."""
+    return mode in ("independent", "joint") and stage.one_pass and can_lay_out(config)
+
+
 def plan(  # noqa: PLR0913 - settings of one batch
     config: GistConfig, mode: str, rows: Sequence[Row], lead: int | None, stage: Stage, seed: str, *, n_positions: int
 ) -> Planned:
@@ -118,7 +123,7 @@ def plan(  # noqa: PLR0913 - settings of one batch
     places, tokens, weights = [], [], []
     width = layout.ids.shape[1]
     for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        index = _labelled(row, first)
+        index = labelled(row, first)
         before = len(layout.prompt[number]) - len(row.turns)
         places.append(layout.prompt[number][before + index - 1] + number * width)
         tokens.append(torch.tensor(row.turns)[index])
@@ -175,11 +180,6 @@ def planned_loss(attachment: Attachment, batch: Planned, stage: Stage) -> Loss:
 
 def _at(hidden: Tensor, places: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_select(0, places)
-
-
-def _labelled(row: Row, first: int) -> Tensor:
-    """Places of the turns that count, from `first` on: what stands right behind a memory has no token to predict it."""
-    return torch.nonzero(torch.tensor(row.weights[first:]) > 0).flatten() + first
 
 
 def _as_text(

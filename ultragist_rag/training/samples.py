@@ -13,6 +13,7 @@ import json
 import lzma
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -174,7 +175,8 @@ class SampleSource:
         chosen = rng.choice(list(self.passages.values()))
         passages = list(dict.fromkeys(rng.choice(chosen) for _ in range(count)))
         pairs = [pair for passage in passages for pair in passage.pairs]
-        unique = [pair for pair in pairs if sum(pair[0] == question for question, _ in pairs) == 1]
+        asked = Counter(question for question, _ in pairs)
+        unique = [(question, answer) for question, answer in pairs if asked[question] == 1]
         return list(dict.fromkeys(passage.text for passage in passages)), unique
 
     def _profiles(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
