@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ultragist_rag import UltraGist
 from ultragist_rag.layout.stream import Cursor, Situation, next_step
-from ultragist_rag.memory.windows import step_mask
+from ultragist_rag.memory.rows import Rows
 from ultragist_rag.modeling.checkpoint import authors_settings
 
 OWN = Path(__file__).parent / "golden"
@@ -120,11 +120,11 @@ def test_windows_positions_and_masks_are_the_authors(folder):
     cursor, number = Cursor(), 0
     while cursor.tokens < situation.total:
         step, cursor = next_step(config, cursor, situation)
-        n_past, n_rows = len(step.past), len(step.rows)
+        n_past = len(step.past)
         past = torch.arange(n_past) if step.past_positions is None else torch.from_numpy(step.past_positions)
         positions = torch.cat((past, torch.from_numpy(step.positions)))
         assert positions.tolist() == golden[f"step{number}.position_ids"].flatten().tolist()
-        mask = step_mask([step], 0, n_past, n_rows, torch.device("cpu"))[0, 0]
+        mask = Rows.packed([step], 0, n_past).mask(0, torch.device("cpu"))[0, 0]
         assert torch.equal(mask, golden[f"step{number}.mask"].bool())
         gists = golden[f"step{number}.input_ids"].flatten() == values["vocab_size"]
         assert step.is_gist.tolist() == gists.tolist()

@@ -15,6 +15,8 @@ __all__ = [
     "BatchIds",
     "BatchMask",
     "Hidden",
+    "KeptMask",
+    "KeptRows",
     "LayerKV",
     "Logits",
     "Part",
@@ -57,6 +59,12 @@ PastPositions = Int[Tensor, "one_or_batch past"]
 
 SoftRows = Float[Tensor, "batch soft hidden"]
 """Soft embeddings in front of the rows of a step, padded at the end."""
+
+KeptRows = Int[Tensor, "batch kept"]
+"""Numbers of some rows of each sequence."""
+
+KeptMask = Bool[Tensor, "batch 1 kept keys"]
+"""What these may attend to."""
 
 VisibilityMask = Bool[Tensor, "batch 1 queries keys"]
 """What each query may attend to: True is visible."""

@@ -83,12 +83,10 @@ def test_a_prompt_in_a_batch_gets_the_answer_it_gets_alone(engine, attention, se
 def test_reading_piece_by_piece_gives_the_same_answers(engine, monkeypatch):
     batch = prompts_of(engine)
     expected = [ids.tolist() for ids in ids_of(engine, batch)]
-    from ultragist_rag.memory import generate as module
+    from ultragist_rag.memory import beginning, prompt
 
-    def in_sequence(*args, **settings):
-        return prompt_forward(*args, **settings, sequential=True)
-
-    monkeypatch.setattr(module, "prompt_forward", in_sequence)
+    for module in (beginning, prompt):
+        monkeypatch.setattr(module, "takes_any_mask", lambda _: False)
     assert [ids.tolist() for ids in ids_of(engine, batch)] == expected
 
 

@@ -25,8 +25,9 @@ from ultragist_rag.errors import InputError, MemoryMismatchError
 from ultragist_rag.layout.course import Course, fitting_ratio
 from ultragist_rag.layout.slots import SINK, Ints, SlotTable
 from ultragist_rag.memory.memory import GistMemory, Progress
+from ultragist_rag.memory.packing import pack
 from ultragist_rag.memory.segments import segments_of, table_of
-from ultragist_rag.memory.windows import KV, keep_rows, run_steps
+from ultragist_rag.memory.windows import KV, remaining
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.types import RaggedIds
 
@@ -149,8 +150,7 @@ def _run(
         documents = [work[index][0] for index in active]
         steps = [document.course.advance(config, flush) for document in documents]
         offsets = [document.offset for document in documents]
-        everything, _ = run_steps(attachment, steps, source, offsets, state, lead)
-        state = keep_rows(everything, steps, state.slots if state else 0)
+        state = remaining(attachment, steps, source, offsets, state, lead)
         going_on = []
         for row, (index, document) in enumerate(zip(active, documents, strict=True)):
             if document.course.done:
@@ -242,8 +242,7 @@ class _Maker:
             open_verbatim=tuple((course.chosen[course.chosen >= course.window_start] - course.window_start).tolist()),
         )
         return GistMemory(
-            keys=kv.keys,
-            values=kv.values,
+            **pack(kv.keys, kv.values),
             segments=segments_of(course.table),
             config=self.config,
             progress=progress,

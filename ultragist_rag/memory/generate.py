@@ -1,7 +1,7 @@
 """Ask: decode answers to prompts of texts, ids and memories, with the stock generate of transformers.
 
-Is        the filled cache of `prompt_forward` handed to `model.generate`, and what comes back cut into answers.
-Flow      prompt, pieces, decoding -> [generate] -> engine.
+Is        what `begin` prepared handed to `model.generate`, and what comes back cut into answers.
+Flow      beginning, pieces, decoding -> [generate] -> engine.
 Change    what an answer says about itself, how generate is called.
 Not here  settings and stopping -> decoding.py; token by token -> stream.py; compressing on -> progressive.py.
 Holds     a prompt in a batch gets the answer that it gets alone, and memories are the same afterwards.
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.attribution import SourceKind, check_sources, with_sources
+from ultragist_rag.memory.beginning import begin
 from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processors, row_seeds
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
-from ultragist_rag.memory.prompt import count_prompt, prompt_forward
+from ultragist_rag.memory.prompt import count_prompt
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.modes import in_eval_mode
 
@@ -209,36 +210,23 @@ def decode(
     with engine.attachment.lock, in_eval_mode(model):
         if decoding.cancelled is not None and decoding.cancelled():  # while waiting for the lock
             return [torch.empty(0, dtype=torch.long)] * (len(prompts) * decoding.num_return_sequences)
-        heads, tokens = zip(*map(_split_last, prompts), strict=True)
-        state = prompt_forward(engine.attachment, heads, wanted="none")
-        last = torch.stack(tokens).to(state.ids.device)  # (batch, 1)
-        # Slots need some id, since logits processors look at ids: one that stands in the prompt anyway.
-        ids = torch.cat((torch.where(state.ids < 0, last, state.ids), last), dim=1)
-        mask = torch.cat((state.filled, torch.ones_like(last, dtype=torch.bool)), dim=1).long()
-        positions = torch.tensor(state.lengths, device=ids.device)[:, None]
-        copies = decoding.rows if decoding.samples else 1
+        start = begin(engine.attachment, prompts)
         if decoding.rows > 1:
-            state.cache.batch_repeat_interleave(decoding.rows)
+            start.cache.batch_repeat_interleave(decoding.rows)
+        start = start.copied(decoding.rows if decoding.samples else 1)
         ends = end_tokens(model, engine.tokenizer, decoding)
-        output = model.generate(
-            ids.repeat_interleave(copies, dim=0),
-            attention_mask=mask.repeat_interleave(copies, dim=0),
-            position_ids=positions.repeat_interleave(copies, dim=0),
-            past_key_values=state.cache,
-            streamer=streamer,
-            **_generate_settings(model, decoding, ends),
-            logits_processor=logits_processors(decoding, row_seeds(decoding, len(prompts))),
-            stopping_criteria=decoding.criteria(engine.tokenizer, ids.shape[1]),
-        )
-    return list(output[:, ids.shape[1] :].cpu())
-
-
-def _split_last(prompt: Sequence[Tensor | GistMemory]) -> tuple[list[Tensor | GistMemory], Tensor]:
-    """Take the last token off a prompt: its forward is the first one of decoding."""
-    *pieces, ids = prompt
-    if not isinstance(ids, Tensor) or not len(ids):
-        raise InputError("a prompt ends in a memory: put text behind it, a question for example.")
-    return [*pieces, ids[:-1]], ids[-1:]
+        with start.masked(engine.attachment.decoder):
+            output = model.generate(
+                start.ids,
+                attention_mask=start.filled.long(),
+                position_ids=start.positions,
+                past_key_values=start.cache,
+                streamer=streamer,
+                **_generate_settings(model, decoding, ends),
+                logits_processor=logits_processors(decoding, row_seeds(decoding, len(prompts))),
+                stopping_criteria=decoding.criteria(engine.tokenizer, start.ids.shape[1]),
+            )
+    return list(output[:, start.ids.shape[1] :].cpu())
 
 
 def _generate_settings(model: Any, decoding: Decoding, ends: list[int]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Holds     the segments of a memory lie side by side and cover all its slots.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError
+from ultragist_rag.memory.packing import packed_view, unpacked
 from ultragist_rag.types import LayerKV
 
-__all__ = ["GistMemory", "Progress", "Segment", "SegmentKind"]
+__all__ = ["GistMemory", "Progress", "Segment", "SegmentKind", "unpacked"]
 
 SegmentKind = Literal["sink", "gist", "verbatim", "raw"]
 
@@ -111,6 +112,8 @@ class GistMemory:
         joint: Whether it is a stream of its own, with its first token and sink inside, not a composable document.
         verbatim: Name of the policy whose tokens keep their raw keys and values; `custom` if it has no name, empty for
             none.
+        packed: Keys and values of all layers as one tensor of shape (layers, 2, kv_heads, slots, head_dim), if they lie
+            in one piece and carry no gradients; else None. The same numbers, for copying and rotating all at once.
 
     Raises:
         InputError: If layers, shapes or segments contradict each other.
@@ -126,6 +129,7 @@ class GistMemory:
     lead_token: int | None = None
     joint: bool = False
     verbatim: str = ""
+    packed: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that tensors and segments speak of the same slots."""
@@ -147,6 +151,7 @@ class GistMemory:
             stop = segment.stop
         if stop != self.slots:
             raise InputError(f"segments cover {stop} slots, but the tensors have {self.slots}.")
+        object.__setattr__(self, "packed", packed_view(self.keys, self.values))
 
     @property
     def slots(self) -> int:
@@ -239,6 +244,8 @@ class GistMemory:
         return sum(segment.stop - segment.start for segment in self.segments if segment.kind == kind)
 
     def _map(self, change: Any) -> GistMemory:
+        if self.packed is not None:
+            return replace(self, **unpacked(change(self.packed)))
         keys, values = (tuple(change(tensor) for tensor in tensors) for tensors in (self.keys, self.values))
         return replace(self, keys=keys, values=values)
 

@@ -113,8 +113,7 @@ def to_prompt(engine: Engine, pieces: Sequence[Piece]) -> list[Tensor | GistMemo
         if len(ids):
             prompt.append(ids)
     memories = [piece for piece in prompt if isinstance(piece, GistMemory)]
-    for memory in memories:
-        _check_made_here(engine, memory)
+    _check_made_here(engine, memories)
     lead_token = _common_lead(memories, engine.lead_token if texts else None)
     return with_lead(prompt, lead_token)
 
@@ -186,25 +185,31 @@ def _row(ids: Tensor, vocab_size: int) -> Tensor:
     return row.long()
 
 
-def _check_made_here(engine: Engine, memory: GistMemory) -> None:
-    for name in ("fingerprint", "tokenizer_fingerprint"):
-        ours, other = getattr(engine, name, ""), getattr(memory, name, "")
-        if ours and other and ours != other:
-            raise MemoryMismatchError(
-                f"a memory has {name} {other[:12]}, the engine {ours[:12]}: compress the text with this engine."
-            )
-    for name in _TRAINED_IN:
-        setting, other = getattr(engine.config, name), getattr(memory.config, name)
-        if setting != other:
-            raise MemoryMismatchError(
-                f"a memory was made with {name} {other!r}, the engine has {setting!r}: compress the text with it."
-            )
+def _check_made_here(engine: Engine, memories: Sequence[GistMemory]) -> None:
+    if not memories:
+        return
+    names = ("fingerprint", "tokenizer_fingerprint")
+    known = {name: getattr(engine, name, "") for name in names}  # once: naming a model looks at all its parameters
     mine = engine.attachment.memory_shape
-    theirs = (len(memory.keys), memory.keys[0].shape[1], memory.keys[0].shape[3])
-    if mine != theirs:
-        raise MemoryMismatchError(
-            f"a memory has (layers, key heads, head width) {theirs}, the model has {mine}: compress the text with it."
-        )
+    for memory in memories:
+        for name, ours in known.items():
+            other = getattr(memory, name, "")
+            if ours and other and ours != other:
+                raise MemoryMismatchError(
+                    f"a memory has {name} {other[:12]}, the engine {ours[:12]}: compress the text with this engine."
+                )
+        for name in _TRAINED_IN:
+            setting, other = getattr(engine.config, name), getattr(memory.config, name)
+            if setting != other:
+                raise MemoryMismatchError(
+                    f"a memory was made with {name} {other!r}, the engine has {setting!r}: compress the text with it."
+                )
+        theirs = (len(memory.keys), memory.keys[0].shape[1], memory.keys[0].shape[3])
+        if mine != theirs:
+            raise MemoryMismatchError(
+                f"a memory has (layers, key heads, head width) {theirs}, the model has {mine}: compress the text with "
+                "it."
+            )
 
 
 def _common_lead(memories: Sequence[GistMemory], default: int | None) -> int | None:

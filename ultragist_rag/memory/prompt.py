@@ -1,10 +1,10 @@
-"""Lay prompts of token ids and memories out, and run the model over their tokens.
+"""Run the model over the tokens of prompts that also hold memories.
 
 Is        the way from `[ids, memory, ids, ...]` to logits and to a filled Hugging Face cache, for a batch of prompts.
 Flow      memory, modeling -> [prompt] -> generate, training.
 Paper     UltraGist, arXiv 2405.16635, section 3: positions are places in the memory; the single pass is ours.
-Change    where memories and tokens lie in the cache, what a token may see.
-Not here  texts and lead tokens -> pieces.py; decoding -> generate.py; making memories -> compress.py.
+Change    how a forward is made.
+Not here  columns and masks -> prompt_layout.py; texts and lead tokens -> pieces.py; decoding -> generate.py.
 Holds     a token sees exactly the slots and tokens in front of it, in whatever order and batch they are laid out.
 """
 
@@ -20,23 +20,19 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from ultragist_rag.errors import InputError
+from ultragist_rag.memory.assembly import rotated_slots
 from ultragist_rag.memory.memory import GistMemory
-from ultragist_rag.modeling.rope import decoder_of, model_cos_sin, rotate
+from ultragist_rag.memory.prompt_layout import NOWHERE, SOFT, Layout, as_mask, lay_out, pad_left, visible
+from ultragist_rag.modeling.rope import decoder_of
 from ultragist_rag.modeling.window import Window
 
 if TYPE_CHECKING:
     from ultragist_rag.modeling.attach import Attachment
 
-__all__ = ["Prompt", "PromptState", "Wanted", "count_prompt", "prompt_forward"]
+__all__ = ["Prompt", "PromptState", "Wanted", "count_prompt", "prompt_forward", "takes_any_mask"]
 
 Prompt = Sequence[Tensor | GistMemory]
 Wanted = Literal["all", "last", "none"] | Sequence[Tensor]
-
-NOWHERE = -1
-"""Position of a padding column, and id of a cache column that holds no token."""
-
-_SOFT = -2
-"""Id of the first soft embedding of a batch while it is laid out; the others count down from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,21 +53,6 @@ class PromptState:
     ids: Tensor
     filled: Tensor
     lengths: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """Columns of a batch: first the slots of all memories, then the tokens, both padded on the left.
-
-    The soft embeddings of recurrent memories are input rows, and stand among the tokens.
-    """
-
-    memories: tuple[GistMemory, ...]
-    soft: tuple[GistMemory, ...]
-    slot_index: Tensor  # (batch, slots): which slot of the memories, one behind the other; their number for padding
-    slot_positions: Tensor  # (batch, slots)
-    ids: Tensor  # (batch, tokens)
-    positions: Tensor  # (batch, tokens)
 
 
 def prompt_forward(
@@ -138,8 +119,8 @@ def _checked(prompt: Prompt) -> list[Tensor | GistMemory]:
 
 def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> tuple[list[Tensor], dict[str, Any]]:
     device = model.get_input_embeddings().weight.device
-    layout = _lay_out(prompts, device)
-    cache, in_front = DynamicCache(), _rotated_slots(model, layout)
+    layout = lay_out(prompts, device)
+    cache, in_front = DynamicCache(), rotated_slots(model, layout)
     for number, (keys, values) in enumerate(in_front):
         cache.update(keys, values, number)
     past: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
@@ -153,7 +134,7 @@ def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> t
         hidden = decoder_of(model)(
             inputs_embeds=_embed(model, layout),
             position_ids=layout.positions.clamp(min=0),
-            attention_mask=_as_mask(model, _visible(layout)),
+            attention_mask=as_mask(model, visible(layout)),
             **past,
         ).last_hidden_state  # (batch, tokens, hidden)
     state = {
@@ -165,103 +146,14 @@ def _read_in_one_pass(model: Any, prompts: list[list[Tensor | GistMemory]]) -> t
     return [row[ids >= 0] for row, ids in zip(hidden, layout.ids, strict=True)], state
 
 
-def _lay_out(prompts: list[list[Tensor | GistMemory]], device: torch.device) -> _Layout:
-    offsets: dict[int, int] = {}  # where the slots of each memory begin; a memory that comes twice is kept once
-    memories: list[GistMemory] = []
-    soft: list[GistMemory] = []
-    columns: tuple[list[Tensor], ...] = ([], [], [], [])
-    for prompt in prompts:
-        parts: tuple[list[Tensor], ...] = ([], [], [], [])
-        position = 0
-        for piece in prompt:
-            if isinstance(piece, GistMemory):
-                recurrent = piece.config.memory == "recurrent"
-                alike = soft if recurrent else memories
-                if id(piece) not in offsets:
-                    offsets[id(piece)] = _n_slots(alike)
-                    alike.append(piece)
-                entries = torch.arange(piece.slots) + offsets[id(piece)]
-                entries, places = (_SOFT - entries, parts[2:]) if recurrent else (entries, parts[:2])
-            else:
-                entries, places = piece.cpu(), parts[2:]
-            places[0].append(entries)
-            places[1].append(torch.arange(position, position + len(entries)))
-            position += len(entries)
-        for column, part in zip(columns, parts, strict=True):
-            column.append(torch.cat(part) if part else torch.empty(0, dtype=torch.long))
-    slot_index, slot_positions, ids, positions = (_pad_left(column).to(device) for column in columns)
-    return _Layout(
-        memories=tuple(memories),
-        soft=tuple(soft),
-        slot_index=torch.where(slot_index == NOWHERE, _n_slots(memories), slot_index),
-        slot_positions=slot_positions,
-        ids=ids,
-        positions=positions,
-    )
-
-
-def _n_slots(memories: Sequence[GistMemory]) -> int:
-    return sum(memory.slots for memory in memories)
-
-
-def _embed(model: Any, layout: _Layout) -> Tensor:
+def _embed(model: Any, layout: Layout) -> Tensor:
     """Input embeddings of tokens and soft embeddings, shape (batch, tokens, hidden)."""
     embedded: Tensor = model.get_input_embeddings()(layout.ids.clamp(min=0))
     if not layout.soft:
         return embedded
-    is_soft = layout.ids <= _SOFT
+    is_soft = layout.ids <= SOFT
     rows = torch.cat([memory.embeddings.to(embedded) for memory in layout.soft])
-    return embedded.index_put((is_soft,), rows[_SOFT - layout.ids[is_soft]])
-
-
-def _pad_left(rows: list[Tensor]) -> Tensor:
-    padded = torch.full((len(rows), max(map(len, rows))), NOWHERE, dtype=torch.long)
-    for target, row in zip(padded, rows, strict=True):
-        target[len(target) - len(row) :] = row
-    return padded
-
-
-def _rotated_slots(model: Any, layout: _Layout) -> list[tuple[Tensor, Tensor]]:
-    """Keys, rotated to their places, and values of all slots: one pair for each layer, none without slots."""
-    if not layout.slot_index.shape[1]:
-        return []
-    cos, sin = model_cos_sin(model, layout.slot_positions.clamp(min=0))
-    slots = []
-    for number, layer in enumerate(decoder_of(model).layers):
-        device = next(layer.parameters()).device
-        keys, values = (
-            _gather([tensors[number].to(device, model.dtype) for tensors in both], layout.slot_index.to(device))
-            for both in zip(*((memory.keys, memory.values) for memory in layout.memories), strict=True)
-        )
-        slots.append((rotate(keys, cos, sin), values))
-    return slots
-
-
-def _gather(tensors: list[Tensor], index: Tensor) -> Tensor:
-    _, kv_heads, _, head_dim = tensors[0].shape
-    padding = tensors[0].new_zeros((kv_heads, 1, head_dim))
-    slots = torch.cat([*(tensor[0] for tensor in tensors), padding], dim=1)  # (kv_heads, all slots + 1, head_dim)
-    picked = slots.index_select(1, index.flatten()).view(kv_heads, *index.shape, head_dim)
-    return picked.transpose(0, 1)  # (batch, kv_heads, slots, head_dim)
-
-
-def _visible(layout: _Layout) -> Tensor:
-    """What each token may attend to, shape (batch, 1, tokens, columns): everything in front of it, and itself.
-
-    Padding is seen by nobody. A padding query sees itself alone: softmax over nothing would be NaN.
-    """
-    keys = torch.cat((layout.slot_positions, layout.positions), dim=1)
-    queries = layout.positions[:, :, None]
-    visible = (keys[:, None] <= queries) & (keys != NOWHERE)[:, None]
-    itself = torch.eye(queries.shape[1], dtype=torch.bool, device=keys.device) & (queries == NOWHERE)
-    visible[:, :, layout.slot_positions.shape[1] :] |= itself
-    return visible[:, None]
-
-
-def _as_mask(model: Any, visible: Tensor) -> Tensor:
-    if model.config._attn_implementation != "eager":
-        return visible
-    return torch.zeros_like(visible, dtype=model.dtype).masked_fill(~visible, torch.finfo(model.dtype).min)
+    return embedded.index_put((is_soft,), rows[SOFT - layout.ids[is_soft]])
 
 
 # --- piece by piece -----------------------------------------------------------------------------------------------
@@ -270,7 +162,7 @@ def _as_mask(model: Any, visible: Tensor) -> Tensor:
 def _read_in_sequence(model: Any, prompts: list[list[Tensor | GistMemory]]) -> tuple[list[Tensor], dict[str, Any]]:
     device = model.get_input_embeddings().weight.device
     read = [_read_pieces(model, prompt, device) for prompt in prompts]
-    ids = _pad_left([torch.cat(_placeholders(prompt)) for prompt in prompts]).to(device)
+    ids = pad_left([torch.cat(_placeholders(prompt)) for prompt in prompts]).to(device)
     lengths = tuple(sum(count_prompt(prompt)) for prompt in prompts)
     columns = torch.arange(ids.shape[1], device=device)
     state = {
@@ -292,10 +184,10 @@ def _read_pieces(model: Any, prompt: list[Tensor | GistMemory], device: torch.de
     hidden = [torch.empty((0, model.config.hidden_size), dtype=model.dtype, device=device)]
     start = 0
     for piece in prompt:
-        layout = _lay_out([[piece]], device)
+        layout = lay_out([[piece]], device)
         if layout.memories:
             moved = replace(layout, slot_positions=layout.slot_positions + start)
-            for number, (keys, values) in enumerate(_rotated_slots(model, moved)):
+            for number, (keys, values) in enumerate(rotated_slots(model, moved)):
                 cache.update(keys, values, number)
         elif layout.ids.shape[1]:
             places: dict[str, Any] = {"position_ids": layout.positions + start, "past_key_values": cache}

@@ -1,9 +1,9 @@
 """Run one planned step for each of several sequences, in one forward of the model.
 
-Is        the bridge from integers to tensors: masks, positions, one forward, and what remains of every memory.
+Is        one forward, and what remains of every memory.
 Flow      layout, modeling -> [memory] -> compress.py, forward.py.
-Change    how ragged sequences are batched.
-Not here  which steps -> layout/planner.py and the two loops that use it.
+Change    what a step is run with.
+Not here  which steps -> layout/planner.py and the two loops that use it; masks and padding -> rows.py.
 Holds     a row of a padded batch sees what it would see alone: padding is hidden by a bool mask.
 """
 
@@ -17,12 +17,17 @@ import torch
 from torch import Tensor
 
 from ultragist_rag.errors import ContextOverflowError
+from ultragist_rag.fast import is_fast
 from ultragist_rag.layout.planner import Step
+from ultragist_rag.layout.slots import Ints
+from ultragist_rag.memory.rows import Rows
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.encode import encode, encode_soft
+from ultragist_rag.modeling.kept import encode_kept
+from ultragist_rag.modeling.split import Split
 from ultragist_rag.types import BatchIds, Hidden, SoftRows
 
-__all__ = ["KV", "check_positions", "keep_rows", "run_steps", "step_mask"]
+__all__ = ["KV", "check_positions", "keep_rows", "remaining", "run_steps"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,34 +102,95 @@ def run_steps(
         Keys and values (or soft embeddings, of a recurrent memory) of past and new rows, the row of the lead token left
         out, and the hidden states of the rows.
     """
-    n_lead = int(lead is not None)
-    check_positions(attachment, steps, n_lead)
-    n_past = kv.slots if kv else 0
-    n_rows = n_lead + max(len(step.rows) for step in steps)
-    device = source.device
-    ids, positions, rows = _rows(steps, offsets, n_lead, n_rows)
-    ids_on_device = source.gather(1, torch.from_numpy(ids).to(device))
-    if lead is not None:
-        ids_on_device[:, 0] = lead
-    in_front = torch.from_numpy(_past_positions(steps, n_past) + n_lead).to(device)
-    places = torch.from_numpy(positions).to(device)
-    visible = step_mask(steps, n_lead, n_past, n_rows, device)
-    gist_rows = torch.from_numpy(rows).to(device) if len(rows) else None
+    rows = Rows.packed(steps, int(lead is not None), kv.slots if kv else 0)
+    laid = _lay_out(attachment, rows, source, offsets, lead)
+    visible, n_lead = rows.mask(0, source.device), rows.n_lead
     if attachment.config.memory == "recurrent":
         soft = kv.embeddings if kv else torch.empty((len(steps), 0, attachment.decoder.config.hidden_size))
-        places = torch.cat((in_front.expand(len(steps), -1), places), dim=1)
-        visible = _with_soft_rows(visible, n_past, n_lead)
-        hidden = encode_soft(attachment, ids_on_device, soft, positions=places, visible=visible, gist_rows=gist_rows)[
+        places = torch.cat((laid.in_front.expand(len(steps), -1), laid.positions), dim=1)
+        visible = _with_soft_rows(visible, rows.n_past, n_lead)
+        hidden = encode_soft(attachment, laid.ids, soft, positions=places, visible=visible, gist_rows=laid.gists)[
             :, n_lead:
         ]
         return KV.of_embeddings(torch.cat((soft.to(hidden), hidden), dim=1)), hidden
-    past = (kv.keys, kv.values, in_front) if kv else None
-    encoded = encode(attachment, ids_on_device, positions=places, visible=visible, past=past, gist_rows=gist_rows)
+    past = (kv.keys, kv.values, laid.in_front) if kv else None
+    encoded = encode(attachment, laid.ids, positions=laid.positions, visible=visible, past=past, gist_rows=laid.gists)
     new = KV(tuple(encoded.keys), tuple(encoded.values)).map(lambda part: part[:, :, n_lead:])
-    if kv is not None:
-        pairs = ((kv.keys, new.keys), (kv.values, new.values))
-        new = KV(*(tuple(torch.cat((p.to(n), n), 2) for p, n in zip(a, b, strict=True)) for a, b in pairs))
-    return new, encoded.hidden[:, n_lead:]
+    return new if kv is None else _joined(kv, new), encoded.hidden[:, n_lead:]
+
+
+def remaining(
+    attachment: Attachment,
+    steps: Sequence[Step],
+    source: BatchIds,
+    offsets: Sequence[int],
+    kv: KV | None,
+    lead: int | None,
+) -> KV:
+    """Run one step of each sequence, and keep the slots that each says remain.
+
+    Args:
+        attachment: The model; the caller holds its lock.
+        steps: As for `run_steps`, like all the others.
+        source: Token ids.
+        offsets: First token of each sequence.
+        kv: Keys and values in front.
+        lead: Token at position 0.
+
+    Returns:
+        Keys and values of the slots that remain, padded with copies of other slots.
+    """
+    if not _drops_most(attachment, steps):
+        everything, _ = run_steps(attachment, steps, source, offsets, kv, lead)
+        return keep_rows(everything, steps, kv.slots if kv else 0)
+    n_lead, n_past, device = int(lead is not None), kv.slots if kv else 0, source.device
+    rows = Rows.apart(steps, n_lead, n_past) if is_fast("split-attention") else Rows.packed(steps, n_lead, n_past)
+    if rows.n_raw is not None and not rows.causal:
+        rows = Rows.packed(steps, n_lead, n_past)
+    laid = _lay_out(attachment, rows, source, offsets, lead)
+    visible: Tensor | Split = rows.mask(0, device) if rows.n_raw is None else _split(rows, device)
+    chosen = [step.keep[step.keep >= len(step.past)] - len(step.past) for step in steps]
+    keys, values = encode_kept(
+        attachment,
+        laid.ids,
+        positions=laid.positions,
+        visible=visible,
+        kept=_padded([columns[one] for columns, one in zip(rows.columns, chosen, strict=True)]).to(device),
+        kept_visible=rows.mask_of(chosen, device),
+        past=(kv.keys, kv.values, laid.in_front) if kv else None,
+        gists=laid.gists,
+    )
+    new = KV(tuple(keys), tuple(values))
+    places = [_places_among_kept(step, n_past) for step in steps]
+    return _gather(new if kv is None else _joined(kv, new), places)
+
+
+def _drops_most(attachment: Attachment, steps: Sequence[Step]) -> bool:
+    """Tell whether the rows of a batch are run for some of them alone."""
+    if not (attachment.runs_kept and is_fast("kept-rows")) or torch.is_grad_enabled():
+        return False
+    n_rows = max(len(step.rows) for step in steps)
+    n_kept = max(int((step.keep >= len(step.past)).sum()) for step in steps)
+    return 0 < 2 * n_kept <= n_rows
+
+
+def _split(rows: Rows, device: torch.device) -> Split:
+    n_causal = rows.n_lead + (rows.n_raw or 0)
+    return Split(n_causal, bool(rows.n_lead), rows.mask(n_causal, device))
+
+
+def _padded(rows: Sequence[Ints]) -> Tensor:
+    """Stack rows of different lengths, padded with zeros."""
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def _places_among_kept(step: Step, n_past: int) -> Ints:
+    """Places of the slots that remain, where new rows lie one behind the other."""
+    is_new = step.keep >= len(step.past)
+    return np.where(is_new, n_past + np.cumsum(is_new) - 1, step.keep)
 
 
 def keep_rows(kv: KV, steps: Sequence[Step], n_past: int) -> KV:
@@ -138,27 +204,39 @@ def keep_rows(kv: KV, steps: Sequence[Step], n_past: int) -> KV:
     Returns:
         Keys and values of the slots that remain, padded with copies of the first slot.
     """
-    index = np.zeros((len(steps), max(len(step.keep) for step in steps)), np.int64)
-    for row, step in zip(index, steps, strict=True):
-        shift = n_past - len(step.past)
-        row[: len(step.keep)] = step.keep + shift * (step.keep >= len(step.past))
-    wide = torch.from_numpy(index).to(kv.keys[0].device)[:, None, :, None]
+    return _gather(kv, [step.keep + (n_past - len(step.past)) * (step.keep >= len(step.past)) for step in steps])
+
+
+def _gather(kv: KV, places: Sequence[Ints]) -> KV:
+    wide = _padded(places).to(kv.keys[0].device)[:, None, :, None]
     return kv.map(lambda part: part.gather(2, wide.to(part.device).expand(-1, part.shape[1], -1, part.shape[3])))
 
 
-def _rows(
-    steps: Sequence[Step], offsets: Sequence[int], n_lead: int, n_rows: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lay out source columns and positions of the rows, and the flat places of gists."""
-    ids = np.zeros((len(steps), n_rows), np.int64)
-    positions = np.zeros_like(ids)
-    is_gist = np.zeros(ids.shape, bool)
-    for index, (step, offset) in enumerate(zip(steps, offsets, strict=True)):
-        place = slice(n_lead, n_lead + len(step.rows))
-        is_gist[index, place] = step.is_gist
-        ids[index, place] = np.where(step.is_gist, 0, step.rows.start - offset)
-        positions[index, place] = step.positions + n_lead
-    return ids, positions, np.flatnonzero(is_gist)
+def _joined(past: KV, new: KV) -> KV:
+    pairs = ((past.keys, new.keys), (past.values, new.values))
+    return KV(*(tuple(torch.cat((p.to(n), n), 2) for p, n in zip(a, b, strict=True)) for a, b in pairs))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laid:
+    """What a batch of rows is run with."""
+
+    ids: Tensor
+    positions: Tensor
+    in_front: Tensor
+    gists: Tensor | None
+
+
+def _lay_out(attachment: Attachment, rows: Rows, source: BatchIds, offsets: Sequence[int], lead: int | None) -> _Laid:
+    check_positions(attachment, rows.steps, rows.n_lead)
+    ids, positions, gists = rows.tokens(offsets)
+    laid = source.gather(1, torch.from_numpy(ids).to(source.device))
+    if lead is not None:
+        laid[:, 0] = lead
+    in_front = _past_positions(rows.steps, rows.n_past) + rows.n_lead
+    arrays = (positions, in_front, gists)
+    places, past, flat = (torch.from_numpy(array).to(source.device) for array in arrays)
+    return _Laid(laid, places, past, flat if len(gists) else None)
 
 
 def _past_positions(steps: Sequence[Step], n_past: int) -> np.ndarray:
@@ -172,35 +250,6 @@ def _past_positions(steps: Sequence[Step], n_past: int) -> np.ndarray:
         if positions is not None:
             row[: len(positions)] = positions
     return rows
-
-
-def step_mask(steps: Sequence[Step], n_lead: int, n_past: int, n_rows: int, device: torch.device) -> Tensor:
-    """Build the bool mask (batch, 1, rows, past + rows) from the spans, for all sequences at once."""
-    n_keys = n_past + n_rows
-    always = np.zeros((len(steps), 1, n_keys), bool)
-    is_gist = np.zeros((len(steps), 1, n_keys), bool)
-    order = np.full((len(steps), 1, n_keys), -1, np.int32)
-    active = np.zeros((len(steps), n_rows, 1), bool)
-    spans = np.zeros((4, len(steps), n_rows, 1), np.int32)
-    for index, step in enumerate(steps):
-        always[index, 0, : step.n_closed] = True
-        always[index, 0, n_past : n_past + n_lead] = True
-        gist = step.window_is_gist
-        first_new = n_past + n_lead
-        place = np.r_[step.n_closed : len(step.past), first_new : first_new + len(step.rows)]
-        is_gist[index, 0, place] = gist
-        order[index, 0, place] = np.where(gist, np.cumsum(gist), np.cumsum(~gist)) - 1
-        rows = slice(n_lead, n_lead + len(step.rows))
-        active[index, rows] = True
-        columns = (step.spans.raw_from, step.spans.raw_to, step.spans.gist_from, step.spans.gist_to)
-        spans[:, index, rows, 0] = columns
-    always_, is_gist_, order_, active_ = (torch.from_numpy(a).to(device) for a in (always, is_gist, order, active))
-    raw_from, raw_to, gist_from, gist_to = torch.from_numpy(spans).to(device)
-    raw = (order_ >= raw_from) & (order_ < raw_to)
-    gists = (order_ >= gist_from) & (order_ < gist_to)
-    visible = active_ & (always_ | torch.where(is_gist_, gists, raw))
-    visible.diagonal(n_past, 1, 2).fill_(True)  # padding and the lead token see themselves alone
-    return visible[:, None]
 
 
 def _with_soft_rows(visible: Tensor, n_past: int, n_lead: int) -> Tensor:

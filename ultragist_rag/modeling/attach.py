@@ -80,8 +80,8 @@ class _LayerHooks:
             if mine is not None and window.rows is not None:
                 output = gist_rows(mine, args[0], output, window.rows.to(output.device))
             if letter in "kv":
-                store = window.keys if letter == "k" else window.values
-                store[self.layer] = output.view(*output.shape[:2], -1, self.attention.head_dim).transpose(1, 2)
+                rows = output.view(*output.shape[:2], -1, self.attention.head_dim)
+                window.capture(window.keys if letter == "k" else window.values, self.layer, rows)
             return output
 
         return hook
@@ -89,7 +89,7 @@ class _LayerHooks:
     def capture_normed(self, _module: Any, _args: Any, output: Tensor) -> None:
         """Capture keys behind their norm, which is what gets rotated."""
         if self.window is not None:
-            self.window.keys[self.layer] = output.transpose(1, 2)
+            self.window.capture(self.window.keys, self.layer, output)
 
 
 class Attachment:
@@ -102,6 +102,7 @@ class Attachment:
         lock: Re-entrant lock of the model; hold it around every forward and generate.
         n_layers: Decoder layers.
         n_positions: Positions that prompts may use; a sliding attention window caps them.
+        runs_kept: Whether `encode_kept` was found to equal `encode` on this model.
     """
 
     def __init__(self, model: Any, config: GistConfig) -> None:
@@ -113,6 +114,7 @@ class Attachment:
         self.layers = [layer.self_attn for layer in self.decoder.layers]
         self.n_layers = len(self.layers)
         self.n_positions = _n_positions(model.config)
+        self.runs_kept = False
         self._embedding_window: Window | None = None
         self._add_modules()
         self._hooks = [_LayerHooks(attention, self.n_layers, index) for index, attention in enumerate(self.layers)]
@@ -258,7 +260,7 @@ def attach(model: Any, config: GistConfig, *, self_test: bool = True) -> Attachm
         ...     sorted(attachment.parameters())[0]
         'model.layers.0.self_attn.ultragist_k_proj.weight'
     """
-    from ultragist_rag.modeling.selftest import check_keys, check_structure
+    from ultragist_rag.modeling.selftest import can_run_kept, check_keys, check_structure
 
     check_structure(model)
     if hasattr(decoder_of(model), f"{PREFIX}_embed_tokens"):
@@ -267,6 +269,7 @@ def attach(model: Any, config: GistConfig, *, self_test: bool = True) -> Attachm
     if self_test:
         try:
             check_keys(attachment)
+            attachment.runs_kept = can_run_kept(attachment)
         except BaseException:
             attachment.detach()
             raise

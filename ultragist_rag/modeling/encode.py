@@ -19,10 +19,16 @@ from torch import Tensor
 
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.rope import model_cos_sin, rotate
+from ultragist_rag.modeling.split import NAME, Split, register
 from ultragist_rag.modeling.window import Window
 from ultragist_rag.types import BatchIds, Hidden, PastPositions, SoftRows, VisibilityMask
 
-__all__ = ["Encoded", "encode", "encode_soft"]
+__all__ = ["Encoded", "Past", "encode", "encode_soft", "masked", "rotated_past"]
+
+
+Past = tuple[Sequence[Tensor], Sequence[Tensor], PastPositions]
+"""What stands in front: keys before RoPE and values of each layer, (batch, kv_heads, past, head_dim), and positions, of
+shape (batch, past) or (1, past)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +52,7 @@ def encode(
     *,
     positions: BatchIds,
     visible: VisibilityMask,
-    past: tuple[Sequence[Tensor], Sequence[Tensor], PastPositions] | None = None,
+    past: Past | None = None,
     gist_rows: Tensor | None = None,
 ) -> Encoded:
     """Run rows through the decoder.
@@ -56,19 +62,14 @@ def encode(
         ids: Token ids of the rows; what stands in gist rows does not matter.
         positions: RoPE positions of the rows.
         visible: What each row sees of the past and of the rows, shape (batch, 1, rows, past + rows).
-        past: Keys before RoPE and values of each layer that stand in front, (batch, kv_heads, past, head_dim), and
-            their positions, of shape (batch, past) or (1, past).
+        past: What stands in front.
         gist_rows: Places of gists in the flattened (batch * rows) rows; None for none.
 
     Returns:
         Keys, values and hidden states of the rows.
     """
-    rotated = None
-    if past is not None and past[0][0].shape[2]:
-        cos, sin = model_cos_sin(attachment.model, past[2])
-        rotated = ([rotate(keys.to(cos.dtype), cos, sin) for keys in past[0]], past[1])
-    window = Window(attachment.n_layers, gist_rows, rotated)
-    with _masked_attention(attachment.model, visible) as mask:
+    window = Window(attachment.n_layers, gist_rows, rotated_past(attachment, past))
+    with masked(attachment.model, visible) as mask:
         output = attachment.decoder(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, gist_window=window
         )
@@ -102,7 +103,7 @@ def encode_soft(
     """
     rows, n_soft = attachment.embed(ids, gist_rows), soft.shape[1]
     places = None if gist_rows is None else gist_rows + (gist_rows // ids.shape[1] + 1) * n_soft
-    with _masked_attention(attachment.model, visible) as mask:
+    with masked(attachment.model, visible) as mask:
         output = attachment.decoder(
             inputs_embeds=torch.cat((soft.to(rows), rows), dim=1),
             attention_mask=mask,
@@ -114,18 +115,44 @@ def encode_soft(
     return hidden[:, n_soft:]
 
 
+def rotated_past(attachment: Attachment, past: Past | None) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
+    """Rotate the keys of a past to where they stand.
+
+    Args:
+        attachment: The model.
+        past: What stands in front, if anything.
+
+    Returns:
+        Rotated keys and values of each layer; None if there are no slots.
+    """
+    if past is None or not past[0][0].shape[2]:
+        return None
+    cos, sin = model_cos_sin(attachment.model, past[2])
+    return [rotate(keys.to(cos.dtype), cos, sin) for keys in past[0]], past[1]
+
+
 @contextmanager
-def _masked_attention(model: Any, visible: Tensor) -> Iterator[Tensor]:
-    """Give the mask as the attention implementation takes it; flash attention gives way to sdpa meanwhile."""
+def masked(model: Any, visible: Tensor | Split) -> Iterator[Tensor | Split]:
+    """Give the mask as the attention implementation takes it; flash attention gives way to sdpa meanwhile.
+
+    Args:
+        model: The model; its attention function may be another one inside the block.
+        visible: What rows see.
+
+    Yields:
+        The mask to call layers with.
+    """
     config = model.config
     chosen = config._attn_implementation
-    if chosen == "eager":
+    if chosen == "eager" and isinstance(visible, Tensor):
         dtype = model.get_input_embeddings().weight.dtype
         yield torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
             ~visible, torch.finfo(dtype).min
         )
         return
-    config._attn_implementation = "sdpa"
+    if isinstance(visible, Split):
+        register()
+    config._attn_implementation = NAME if isinstance(visible, Split) else "sdpa"
     try:
         yield visible
     finally:

@@ -44,14 +44,14 @@ def model_cos_sin(
 
 
 def rotate(
-    keys: Float[Tensor, "batch kv_heads slots head_dim"],
+    keys: Float[Tensor, "*batch kv_heads slots head_dim"],
     cos: Float[Tensor, "rows slots head_dim"],
     sin: Float[Tensor, "rows slots head_dim"],
-) -> Float[Tensor, "batch kv_heads slots head_dim"]:
+) -> Float[Tensor, "*batch kv_heads slots head_dim"]:
     """Rotate pre-RoPE keys.
 
     Args:
-        keys: Keys before RoPE.
+        keys: Keys before RoPE, of one layer or, with an axis in front, of several.
         cos: From `model_cos_sin`; one row serves the whole batch, or one row each.
         sin: As `cos`.
 

@@ -1,6 +1,7 @@
 """Prove, before any memory is made, that this model can be followed exactly.
 
 Is        two checks: the modules are where we expect them; captured keys, rotated by us, are the stock cache's keys.
+          And one question: whether the fast way to compress gives on this model what the plain one gives.
 Flow      types -> [modeling] -> memory.
 Change    what a model must fulfil.
 Holds     a family whose keys are not "projection, norm if any, half-split RoPE" is refused, not served wrongly.
@@ -20,10 +21,10 @@ from ultragist_rag.modeling.window import Window
 if TYPE_CHECKING:
     from ultragist_rag.modeling.attach import Attachment
 
-__all__ = ["check_keys", "check_structure"]
+__all__ = ["can_run_kept", "check_keys", "check_structure"]
 
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
-_N_TOKENS = 16
+_N_TOKENS, _N_GISTS = 16, 4
 
 
 def check_structure(model: Any) -> None:
@@ -91,6 +92,46 @@ def check_keys(attachment: Attachment) -> None:
             )
     if not _close(model.lm_head(hidden), logits):
         raise UnsupportedModelError(f"{name} does more to its logits than lm_head. {_ADVICE}")
+
+
+@torch.no_grad()
+def can_run_kept(attachment: Attachment) -> bool:
+    """Tell whether keys and values of some rows can be had without computing the others to the end.
+
+    Args:
+        attachment: The model with its hooks.
+
+    Returns:
+        Whether `encode_kept` equals `encode` on this model; it is not asked to on several devices.
+    """
+    from ultragist_rag.modeling.encode import encode
+    from ultragist_rag.modeling.kept import encode_kept
+
+    model = attachment.model
+    layers = attachment.decoder.layers
+    spread = len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1
+    if attachment.config.memory == "recurrent" or spread or not hasattr(layers[-1], "input_layernorm"):
+        return False
+    if model.config._attn_implementation == "eager":
+        return False
+    device, n = attachment.device, _N_TOKENS
+    ids = torch.randint(0, int(model.config.vocab_size), (1, n), generator=torch.Generator().manual_seed(1)).to(device)
+    kept = torch.arange(n - _N_GISTS, n, device=device)[None]
+    rows: dict[str, Any] = {"positions": torch.arange(n, device=device)[None], "visible": _causal(n, device)}
+    with attachment.lock:
+        whole = encode(attachment, ids, gist_rows=kept[0], **rows)
+        try:
+            keys, values = encode_kept(
+                attachment, ids, kept=kept, kept_visible=rows["visible"][:, :, kept[0]], gists=kept[0], **rows
+            )
+        except (AttributeError, TypeError, ValueError, RuntimeError):  # its layers are called otherwise
+            return False
+    pairs = [*zip(keys, whole.keys, strict=True), *zip(values, whole.values, strict=True)]
+    return all(_close(mine, theirs[:, :, kept[0].to(theirs.device)]) for mine, theirs in pairs)
+
+
+def _causal(n: int, device: torch.device) -> Tensor:
+    return torch.ones((1, 1, n, n), dtype=torch.bool, device=device).tril()
 
 
 _ADVICE = "Memories of it would be silently wrong, so it is refused: use a Llama, Mistral, Qwen2 or Qwen3 model."

@@ -15,7 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Window"]
+__all__ = ["Window", "take_rows"]
+
+
+def take_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Pick rows of each sequence.
+
+    Args:
+        values: Shape (batch, rows, ...).
+        rows: Which, shape (batch, n).
+
+    Returns:
+        Shape (batch, n, ...).
+    """
+    wide = rows.to(values.device).view(*rows.shape, *(1,) * (values.dim() - 2))
+    return values.gather(1, wide.expand(-1, -1, *values.shape[2:]))
 
 
 class Window:
@@ -25,14 +39,20 @@ class Window:
         n_layers: Layers of the model.
         rows: Places of the gists in the flattened (batch * tokens) rows; None for no gists.
         past: Rotated keys and values of each layer that stand in front; None for none.
+        kept: Rows whose keys and values are captured, shape (batch, kept); None for all.
     """
 
     def __init__(
-        self, n_layers: int, rows: Tensor | None = None, past: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
+        self,
+        n_layers: int,
+        rows: Tensor | None = None,
+        past: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        kept: Tensor | None = None,
     ) -> None:
         """Begin with nothing captured."""
         self.rows = rows
         self.past = past
+        self.kept = kept
         self.keys: list[Tensor | None] = [None] * n_layers
         self.values: list[Tensor | None] = [None] * n_layers
 
@@ -40,6 +60,10 @@ class Window:
     def of_mask(cls, n_layers: int, mask: Tensor) -> Window:
         """Make a window from a gist mask of shape (batch, tokens)."""
         return cls(n_layers, mask.flatten().nonzero().squeeze(1) if bool(mask.any()) else None)
+
+    def capture(self, store: list[Tensor | None], layer: int, rows: Tensor) -> None:
+        """Keep rows of a layer, given as (batch, rows, kv_heads, head_dim)."""
+        store[layer] = (rows if self.kept is None else take_rows(rows, self.kept)).transpose(1, 2)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Stand in for a cache: put the past of a layer in front of its new rotated keys and values."""

@@ -22,6 +22,7 @@ import torch
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import ConfigError, CorruptGistError, InputError, MemoryMismatchError
 from ultragist_rag.memory.memory import GistMemory, Progress, Segment, SegmentKind
+from ultragist_rag.memory.packing import pack, unpacked
 from ultragist_rag.sizing import tensor_table
 from ultragist_rag.store.quantise import Quantised, check_kind
 from ultragist_rag.store.quantise import quantise as quantise_memory
@@ -141,11 +142,10 @@ def decode(data: bytes, *, key: bytes = b"", expected: Expected | None = None) -
     if expected is not None:
         check_match(manifest, expected)
     try:
-        keys, values = _layers(header, manifest, bytearray(memoryview(data)[start:]))
+        tensors = _layers(header, manifest, bytearray(memoryview(data)[start:]))
         progress = manifest["progress"]
         return GistMemory(
-            keys=keys,
-            values=values,
+            **tensors,
             segments=tuple(_segment(*values) for values in manifest["segments"]),
             config=GistConfig.from_dict(manifest["config"]),
             progress=None if progress is None else Progress.from_dict(progress),
@@ -227,10 +227,8 @@ def _open(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, Any], int]
     return header, manifest if version == FORMAT else UPGRADES[version](manifest), 8 + size
 
 
-def _layers(
-    header: dict[str, Any], manifest: dict[str, Any], data: bytearray
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Make keys and values; the table must be as `encode` writes it, to the last byte."""
+def _layers(header: dict[str, Any], manifest: dict[str, Any], data: bytearray) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Make keys and values, in one piece if they can be; the table must be as `encode` writes it, to the last byte."""
     dtype, quantisation = manifest["dtype"], manifest["quantisation"]
     stored = dtype if quantisation is None else check_kind(quantisation["kind"])
     layers, slots = manifest["layers"], manifest["slots"]
@@ -249,13 +247,15 @@ def _layers(
         raise CorruptGistError(
             _damaged(f"{len(header)} tensors of {len(data)} bytes, not {len(table)} tensors of {stop} bytes")
         )
+    if quantisation is None and len({tuple(shape) for shape in shapes}) == 1 and slots:
+        flat = torch.frombuffer(data, dtype=_TORCH_DTYPES[dtype])
+        return unpacked(flat.view(layers, 2, *shapes[0][1:]))
     tensors = {name: _tensor(data, entry) for name, entry in table.items()}
     if quantisation is not None:
         if not all(tensor.isfinite().all() for name, tensor in tensors.items() if name.endswith("grid")):
             raise CorruptGistError(_damaged("a grid holds numbers that are not finite"))
-        return Quantised(stored, tensors).restore(_TORCH_DTYPES[dtype])
-    keys, values = (tuple(tensors[f"{part}.{layer}"] for layer in range(layers)) for part in ("keys", "values"))
-    return keys, values
+        return pack(*Quantised(stored, tensors).restore(_TORCH_DTYPES[dtype]))
+    return {part: tuple(tensors[f"{part}.{layer}"] for layer in range(layers)) for part in ("keys", "values")}
 
 
 def _is_shape(shape: Any) -> bool:
