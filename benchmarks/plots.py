@@ -37,6 +37,13 @@ def figures(suite: Suite, record: Record) -> dict[str, Figure]:
     return {f"{record.machine.kind}-{record.shape}-{suite.name}-{name}": figure for name, figure in found.items()}
 
 
+def _better(one: Row | None, other: Row) -> Row:
+    if one is None:
+        return other
+    choose = max if other.better == "higher" else min
+    return choose(one, other, key=lambda row: row.value.median)
+
+
 def _draw(plot: Plot, record: Record) -> Figure | None:
     lines: dict[str, dict[float, Row]] = {}
     for row in record.rows:
@@ -44,7 +51,8 @@ def _draw(plot: Plot, record: Record) -> Figure | None:
         wanted = {name: row.settings.get(name) for name in plot.where} == dict(plot.where)
         if row.unit == plot.unit and wanted and isinstance(place, int | float):
             label = ", ".join([row.name, *(f"{name} {row.settings[name]}" for name in plot.by if name in row.settings)])
-            lines.setdefault(label, {})[place] = row
+            line = lines.setdefault(label, {})
+            line[place] = _better(line.get(place), row)
     places = sorted({place for line in lines.values() for place in line})
     if len(places) < 2:
         return None

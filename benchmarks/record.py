@@ -1,7 +1,7 @@
 """What a result file holds.
 
 Is        frozen records: a spread of numbers, a row, a machine, a run of one suite; to JSON and back.
-Flow      errors -> [record] -> timing, machine -> suite -> suites, report.
+Flow      errors, reading -> [record] -> timing, machine -> suite -> suites, report.
 Change    what is kept of a measurement.
 Not here  how times are taken -> timing.py; what is good enough -> `Bar` in suite.py.
 Holds     `Record.from_json(record.to_json()) == record`; what does not make sense is refused when it is made or read.
@@ -16,10 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
-from typing import ClassVar, Literal
+from typing import Literal, NoReturn
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
+from benchmarks.reading import read_value
 from ultragist_rag.errors import InputError
 
 __all__ = ["Machine", "Record", "Row", "Setting", "Spread", "read_records"]
@@ -36,7 +35,7 @@ class Spread:
 
     Example:
         >>> Spread.of([3.0, 1.0, 2.0]).map(lambda seconds: 6 / seconds)
-        Spread(median=3.0, q1=2.0, q3=6.0, least=2.0, most=6.0, n=3)
+        Spread(median=3.0, q1=2.4, q3=4.0, least=2.0, most=6.0, n=3)
     """
 
     median: float
@@ -184,8 +183,6 @@ class Record:
         format: Of the file.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     suite: str
     shape: str
     model: dict[str, Setting]
@@ -220,11 +217,10 @@ class Record:
             InputError: If it is no such record.
         """
         try:
-            return _READER.validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
-            raise InputError(f"no result of a benchmark: {place}: {first['msg']}. Run the suite again.") from None
+            record: Record = read_value(cls, json.loads(text, parse_constant=_no_number), "record")
+        except ValueError as error:
+            raise InputError(f"no result of a benchmark: {error} Run the suite again.") from None
+        return record
 
     def write(self, folder: Path) -> Path:
         """Write the file, at once or not at all.
@@ -244,7 +240,8 @@ class Record:
         return path
 
 
-_READER = TypeAdapter(Record)
+def _no_number(text: str) -> NoReturn:
+    raise InputError(f"{text} is no number that JSON knows.")
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -81,7 +81,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """What is drawn of a record: lines of values by a setting.
+    """What is drawn of a record: lines of values by a setting; of several rows at one place the best counts.
 
     Attributes:
         name: A part of the file name.

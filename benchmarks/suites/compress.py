@@ -165,6 +165,6 @@ SUITE = Suite(
     bars=(CPU_BAR, GPU_BAR),
     plots=(
         Plot(name="batch", x="batch", unit="tokens/s", where={"tokens": 512, "ratio": 8}),
-        Plot(name="length", x="tokens", unit="tokens/s", where={"ratio": 8}, by=("batch",)),
+        Plot(name="length", x="tokens", unit="tokens/s", where={"ratio": 8}),
     ),
 )

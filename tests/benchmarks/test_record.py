@@ -26,6 +26,11 @@ def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:
     [
         (("format",), 2),
         (("more",), 1),
+        (("notes",), "text"),
+        (("size",), "huge"),
+        (("rows", 0, "settings", "tokens"), None),
+        (("machine", "n_cores"), True),
+        (("machine", "matmul_flops"), "fast"),
         (("machine",), None),
         (("rows", 0, "value", "median"), "much"),
         (("rows", 0, "value", "least"), 5000.0),
@@ -45,6 +50,12 @@ def test_what_is_no_record_is_refused(place: tuple[str | int, ...], value: objec
     (tmp_path / sample_record().file_name).write_text(json.dumps(plain), "utf-8")
     with pytest.raises(InputError, match="no result of a benchmark"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"suite": 1}'])
+def test_other_json_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="no result of a benchmark"):
+        Record.from_json(text)
 
 
 def test_a_file_is_named_after_its_content(tmp_path: Path) -> None:

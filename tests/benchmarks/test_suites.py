@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,13 @@ def test_every_suite_gives_positive_rows_on_a_tiny_model(name: str, bench: Bench
         assert row.settings
         assert row.bar in names | {""}
     assert all(bar.means(record.machine, "tiny") is False for bar in SUITES[name].bars)
+
+
+def test_suites_run_where_little_is_installed() -> None:
+    absent = ("bm25s", "datasets", "faiss", "langchain_core", "llama_index", "matplotlib", "platformdirs", "pydantic")
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import benchmarks.run, benchmarks.suites"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", SUITES)
