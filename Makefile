@@ -11,7 +11,7 @@ PEERS_CONSTRAINTS := ultragist_rag/evaluation/peers/constraints.txt
 PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --constraint $(PEERS_CONSTRAINTS)
 PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test slow check lint format peers clean
+.PHONY: demo test slow check lint format bench peers clean
 
 demo: $(STAMP)
 	$(BIN)/ultragist-rag demo
@@ -33,6 +33,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Speed with the bundled model on the CPU, in less than ten minutes; then docs/performance.md from all result files.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks run --suite all --model-shape bundled --device cpu --quick
+	$(BIN)/python -m benchmarks report
 
 # torch goes first and by its exact version: a range would let pip take another build of it.
 $(STAMP): pyproject.toml $(CONSTRAINTS)

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CODE_FOLDERS = ("ultragist_rag", "integrations", "examples", "benchmarks", "tests")
 SOURCES = sorted(path for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py"))
-LIBRARY = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in {"ultragist_rag", "integrations"}]
+LIBRARY = [
+    path for path in SOURCES if path.relative_to(ROOT).parts[0] in {"ultragist_rag", "integrations", "benchmarks"}
+]
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "common", "misc"}
 
 
