@@ -9,14 +9,22 @@ Holds     `packed_view(**unpacked(x))` is x.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-__all__ = ["pack", "packed_view", "unpacked"]
+__all__ = ["KeysValues", "pack", "packed_view", "unpacked"]
 
 
-def pack(keys: Sequence[Tensor], values: Sequence[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+class KeysValues(TypedDict):
+    """Keys and values of a memory: (1, kv_heads, slots, head_dim) for each layer."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+def pack(keys: Sequence[Tensor], values: Sequence[Tensor]) -> KeysValues:
     """Copy keys and values into one piece, if their layers are alike and carry no gradients.
 
     Args:
@@ -33,7 +41,7 @@ def pack(keys: Sequence[Tensor], values: Sequence[Tensor]) -> dict[str, tuple[Te
     return unpacked(torch.stack(pairs).unflatten(0, (-1, 2)))
 
 
-def unpacked(packed: Tensor) -> dict[str, tuple[Tensor, ...]]:
+def unpacked(packed: Tensor) -> KeysValues:
     """Give a tensor for each layer.
 
     Args:

@@ -89,7 +89,7 @@ def _run(
     layer: Any, hidden: Hidden, mask: Any, cos_sin: tuple[Tensor, ...], positions: Tensor, window: Window
 ) -> Hidden:
     """Run one decoder layer."""
-    output = layer(
+    output: Hidden = layer(
         hidden,
         attention_mask=mask,
         position_embeddings=cos_sin,
@@ -98,7 +98,7 @@ def _run(
         use_cache=False,
         gist_window=window,
     )
-    return output[0] if isinstance(output, tuple) else output
+    return output
 
 
 def _keys_values(attachment: Attachment, number: int, hidden: Hidden, gists: Tensor | None) -> tuple[Tensor, Tensor]:

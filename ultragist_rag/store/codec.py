@@ -22,7 +22,7 @@ import torch
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import ConfigError, CorruptGistError, InputError, MemoryMismatchError
 from ultragist_rag.memory.memory import GistMemory, Progress, Segment, SegmentKind
-from ultragist_rag.memory.packing import pack, unpacked
+from ultragist_rag.memory.packing import KeysValues, pack, unpacked
 from ultragist_rag.sizing import tensor_table
 from ultragist_rag.store.quantise import Quantised, check_kind
 from ultragist_rag.store.quantise import quantise as quantise_memory
@@ -227,7 +227,7 @@ def _open(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, Any], int]
     return header, manifest if version == FORMAT else UPGRADES[version](manifest), 8 + size
 
 
-def _layers(header: dict[str, Any], manifest: dict[str, Any], data: bytearray) -> dict[str, tuple[torch.Tensor, ...]]:
+def _layers(header: dict[str, Any], manifest: dict[str, Any], data: bytearray) -> KeysValues:
     """Make keys and values, in one piece if they can be; the table must be as `encode` writes it, to the last byte."""
     dtype, quantisation = manifest["dtype"], manifest["quantisation"]
     stored = dtype if quantisation is None else check_kind(quantisation["kind"])
@@ -255,7 +255,8 @@ def _layers(header: dict[str, Any], manifest: dict[str, Any], data: bytearray) -
         if not all(tensor.isfinite().all() for name, tensor in tensors.items() if name.endswith("grid")):
             raise CorruptGistError(_damaged("a grid holds numbers that are not finite"))
         return pack(*Quantised(stored, tensors).restore(_TORCH_DTYPES[dtype]))
-    return {part: tuple(tensors[f"{part}.{layer}"] for layer in range(layers)) for part in ("keys", "values")}
+    keys, values = (tuple(tensors[f"{part}.{layer}"] for layer in range(layers)) for part in ("keys", "values"))
+    return {"keys": keys, "values": values}
 
 
 def _is_shape(shape: Any) -> bool:
