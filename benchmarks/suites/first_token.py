@@ -118,13 +118,18 @@ def _store(bench: Bench, cell: _Cell, folder: Path) -> _Stored:
     store = GistStore.open(folder, secret="of this run alone")
     markers = [store.put(memory) for memory in in_ram]
     files = files_of(folder)
-    drop_pages(files)
     if not hasattr(os, "posix_fadvise"):
         bench.note("Without `posix_fadvise` the page cache cannot be dropped: no memories were read from disk.")
         return _Stored(here, in_ram, None, files)
+
+    def get() -> list[GistMemory]:
+        return [store.get(marker, bench.engine) for marker in markers]
+
+    get()
+    drop_pages(files)
     if left := share_resident(files):
         bench.note(f"{cell.chunks} chunks: {left:.0%} of the files stayed in the page cache after it was dropped.")
-    return _Stored(here, in_ram, lambda: [store.get(marker, bench.engine) for marker in markers], files)
+    return _Stored(here, in_ram, get, files)
 
 
 def _rows(bench: Bench, cell: _Cell, model: Any, stored: _Stored, n_cells: int) -> Iterator[Row]:

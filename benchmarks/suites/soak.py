@@ -99,7 +99,7 @@ def _requests(bench: Bench, plan: _Plan) -> Iterator[int]:
     for number in bench.progress(range(1, plan.requests + 1)):
         if number % plan.renew == 0:
             pool[draw.randrange(plan.pool)] = made(number)
-        question = torch.tensor([[draw.randrange(3, words) for _ in range(draw.randint(4, 12))]])
+        question = torch.tensor([[draw.randrange(3, words) for _ in range(draw.randint(2, 6))]])
         engine.generate([*draw.sample(pool, 2), question.to(bench.device)], max_new_tokens=1, return_ids=True)
         yield number
 
