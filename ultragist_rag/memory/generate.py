@@ -24,6 +24,7 @@ from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
 from ultragist_rag.memory.prompt import count_prompt
+from ultragist_rag.memory.static import static_cache
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.modes import in_eval_mode
 
@@ -182,13 +183,17 @@ def _groups(prompts: Sequence[Any], decoding: Decoding, n_positions: int) -> lis
     groups: list[list[Any]] = []
     for prompt in prompts:
         joined = [*groups[-1], prompt] if groups else []
-        counts = [count_prompt(one) for one in joined]
-        columns = sum(map(max, zip(*counts, strict=True))) + decoding.max_new_tokens if joined else 0
+        columns = _columns(joined) + decoding.max_new_tokens if joined else 0
         if joined and columns <= n_positions and len(joined) * decoding.rows <= _MAX_ROWS:
             groups[-1] = joined
         else:
             groups.append([prompt])
     return groups
+
+
+def _columns(prompts: Sequence[Any]) -> int:
+    """Columns of a batch: slots and tokens are padded each by themselves."""
+    return sum(map(max, zip(*(count_prompt(prompt) for prompt in prompts), strict=True)))
 
 
 @torch.no_grad()
@@ -210,7 +215,11 @@ def decode(
     with engine.attachment.lock, in_eval_mode(model):
         if decoding.cancelled is not None and decoding.cancelled():  # while waiting for the lock
             return [torch.empty(0, dtype=torch.long)] * (len(prompts) * decoding.num_return_sequences)
-        start = begin(engine.attachment, prompts, getattr(engine, "assembled", None))
+        static = None
+        if decoding.cache_implementation == "static":
+            static = static_cache(model, len(prompts), _columns(prompts) + decoding.max_new_tokens)
+        assembled = getattr(engine, "assembled", None)
+        start = begin(engine.attachment, prompts, assembled=assembled, static=static)
         if decoding.rows > 1:
             start.cache.batch_repeat_interleave(decoding.rows)
         start = start.copied(decoding.rows if decoding.samples else 1)
