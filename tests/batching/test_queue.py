@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ultragist_rag.batching import BatchQueue
+from ultragist_rag.batching import BatchQueue, request
 from ultragist_rag.errors import (
     ContextOverflowError,
     InputError,
@@ -124,9 +124,10 @@ def test_first_come_first_served(engine, prompts):
     assert queue.stats().batches == {1: 2, 2: 2, 3: 1}  # 0 1 | 2 | 3 4 5 | 6 7, after the one that held the others
 
 
-def test_a_batch_has_no_more_columns_than_the_model_has_positions(engine):
-    long = ["x" * (engine.max_positions - 100)]
-    asked = [(long, {"max_new_tokens": 2}), (["short"], {"max_new_tokens": 300}), (["short"], {"max_new_tokens": 4})]
+def test_a_batch_has_no_more_columns_than_the_model_has_positions(engine, monkeypatch):
+    monkeypatch.setattr(engine.attachment, "n_positions", 100)
+    long = ["x" * 80]
+    asked = [(long, {"max_new_tokens": 2}), (["short"], {"max_new_tokens": 30}), (["short"], {"max_new_tokens": 4})]
     with engine.batching(max_wait=0.0) as queue, held(engine, queue, *asked) as given:
         pass
     assert queue.stats().batches == {1: 2, 2: 1}
@@ -341,6 +342,35 @@ def test_sources_are_those_of_the_answer_alone(engine, prompts, kind):
         alone = engine.answer(pieces, **settings_of(settings))
         assert facts(answer.result()) == facts(alone)
         assert answer.result().sources == (None if alone.sources is None else pytest.approx(alone.sources, abs=1e-4))
+
+
+def test_a_request_that_is_late_for_its_sources_is_late(engine, prompts, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(request, "with_sources", lambda engine, prompts, answers, kind: gate.wait(PATIENCE) and answers)
+    with engine.batching() as queue:
+        with pytest.raises(RequestTimeoutError):
+            queue.answer(prompts[1], sources="attention", max_new_tokens=1, timeout=0.5)
+        gate.set()
+    assert (queue.stats().n_left, queue.stats().n_answered) == (1, 0)
+
+
+def test_a_beam_search_that_is_cancelled_ends(engine, prompts, monkeypatch):
+    calls, lengths, search = [], [], request.answer
+
+    def noting(*args):
+        answers = search(*args)
+        lengths.extend(len(one.ids) for one in answers[0])
+        return answers
+
+    def cancelled():
+        calls.append(None)
+        return len(calls) > 4
+
+    monkeypatch.setattr(request, "answer", noting)
+    with engine.batching() as queue:
+        answer = queue.answer(prompts[1], num_beams=2, max_new_tokens=2000, cancelled=cancelled)
+    assert answer.finish == "cancelled"
+    assert lengths[0] < 10
 
 
 async def test_coroutines_are_answered_side_by_side(engine, prompts):
