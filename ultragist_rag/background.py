@@ -1,4 +1,11 @@
-"""Do something in a thread of its own while the caller goes on."""
+"""Do something in a thread of its own while the caller goes on.
+
+Is        `in_background`, a call whose result is waited for later.
+Flow      [background] -> store/filling, session/conversation.
+Change    what a thread takes along from its caller.
+Not here  threads for coroutines -> requests.py; threads that decode -> memory/stream.py, batching/queue.py.
+Holds     the thread ends with the call.
+"""
 
 from __future__ import annotations
 
