@@ -269,9 +269,9 @@ class Conversation:
         grown = self._maker.grown(state, added)
         if later:
             self._maker.warn(grown)
-            self._now, self._is_settled = grown, False
             make = partial(self._maker.settle, grown)  # without a reference to the session
             self._pending = in_background(make, "ultragist-session")
+            self._now, self._is_settled = grown, False
         else:
             self._state = self._maker.settle(grown)
         return [turn.id for turn, _ in added]
