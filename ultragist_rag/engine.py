@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ultragist_rag.config import GistConfig
+from ultragist_rag.memory.assembled import Assembled
 from ultragist_rag.memory.compress import Ratios, Tail
 from ultragist_rag.memory.forward import ForwardOutput, forward_ids
 from ultragist_rag.memory.generate import ask, generate
@@ -39,6 +40,7 @@ from ultragist_rag.modeling.saving import save
 from ultragist_rag.publishing import push
 
 if TYPE_CHECKING:
+    from ultragist_rag.batching import BatchQueue
     from ultragist_rag.session import GistSession
 
 __all__ = ["ForwardOutput", "UltraGist"]
@@ -54,6 +56,7 @@ class UltraGist:
         tokenizer: The tokenizer; None works for calls with token ids.
         config: The settings.
         trained_composed: Whether it was trained on independently compressed documents, as far as is known.
+        assembled: Rotated memories of recent prompts; `engine.assembled.max_bytes` allows them some memory.
 
     Example:
         >>> from ultragist_rag.testing import tiny_engine
@@ -80,6 +83,7 @@ class UltraGist:
         self.config = attachment.config
         self.family = family
         self.trained_composed = trained_composed
+        self.assembled = Assembled()
         self._source = source
         self._fingerprint: tuple[Any, str] = (None, "")
         self._calibration: Calibration | None = None
@@ -96,18 +100,13 @@ class UltraGist:
         """Load a model with its gist parameters.
 
         Four kinds are told apart: the authors' checkpoints (both families; no remote code is run), our merged folders,
-        our adapter-only folders (their base is fetched and compared), and any plain base, whose gist parameters begin
-        as copies and are reported as untrained.
+        our adapter-only folders (their base is fetched and compared), and plain bases, with untrained gist parameters.
 
         Args:
             name: A folder, a hub id, or `bundled` for the model that comes with the package.
             config: Settings, instead of those that come with the checkpoint.
             calibration: File of a calibration, instead of one beside the weights; False for none.
-            options: Passed on to transformers: revision, token, dtype, device_map, attn_implementation,
-                quantization_config, local_files_only and so on.
-
-        Returns:
-            The engine.
+            options: Passed on to transformers, such as revision, token, dtype, device_map and quantization_config.
 
         Raises:
             CheckpointError: If files are missing, damaged or do not fit together.
@@ -218,8 +217,7 @@ class UltraGist:
         that is not full is flushed: its gists are provisional until `GistMemory.seal`, and going on makes them anew,
         so that compressing a and then b gives what compressing a + b gives.
 
-        Texts are untrusted: they never become special tokens. The lead token stands in front of each while it is
-        encoded; ids that begin with it count as having it already.
+        Texts are untrusted: they never become special tokens. The lead token stands in front of each; ids may have it.
 
         Paper: UltraGist, arXiv 2405.16635, section 3; flushing and independent documents are ours.
 
@@ -230,9 +228,8 @@ class UltraGist:
             memory: Memory to go on from (one text only); it is not changed.
             joint: Encode as one stream, the way the authors do: the first token inside, the sink kept.
             tail: `flush` condenses the open window too; `raw` keeps its tokens, as the authors do.
-            verbatim: Policy of the tokens that stay beside the gists: `codes` (numbers, ids, addresses), `regex` (these
-                and rare names), `surprisal` (what the model finds improbable), `both`, or a function; see
-                docs/verbatim.md.
+            verbatim: Policy of the tokens that stay beside the gists: `codes`, `regex`, `surprisal`, `both`, or a
+                function; see docs/verbatim.md.
             slots: Slots that each memory may have, verbatim ones included. The lowest ratio that fits is taken: from
                 `ratio` on (one per text), by default from the lowest one that the config names.
 
@@ -241,8 +238,7 @@ class UltraGist:
             (1, kv_heads, slots, head_dim): at window 1024 and ratio 8, 10_000 tokens take 1_250 slots.
 
         Raises:
-            InputError: If a text is empty or does not fit into `slots`, or there is text but no tokenizer, or an
-                argument does not fit.
+            InputError: If a text is empty, lacks a tokenizer or does not fit into `slots`, or an argument does not fit.
             MemoryMismatchError: If `memory` was made with another model, tokenizer, config or verbatim policy.
             ContextOverflowError: If window and memory exceed the positions of the model.
 
@@ -274,8 +270,7 @@ class UltraGist:
             input_ids: New tokens, shape (1, tokens).
             labels: Tokens to predict, shape as `input_ids`, not shifted; -100 counts for nothing.
             memory: Memory of the tokens so far; it is not changed.
-            training: Use the authors' training windows (the last one stays raw) and loss mask (the first window counts
-                for nothing), and record gradients.
+            training: Train as the authors do: the last window stays raw, the first has no loss, gradients are recorded.
             seed: For random ratio policies.
 
         Returns:
@@ -313,6 +308,12 @@ class UltraGist:
 
         return GistSession.create(self, slots=slots, recent=recent, **settings)
 
+    def batching(self, **settings: Any) -> BatchQueue:
+        """Open a queue that decodes requests of many threads side by side; see `BatchQueue`."""
+        from ultragist_rag.batching import BatchQueue
+
+        return BatchQueue(self, **settings)
+
     def save_pretrained(
         self, path: str | Path, *, adapter_only: bool = False, base: str | None = None, revision: str | None = None
     ) -> None:
@@ -329,8 +330,7 @@ class UltraGist:
         """
         source = ((base, revision) if base else self._source or ("", None)) if adapter_only else None
         notes = {"family": self.family, "trained_composed": self.trained_composed}
-        target: dict[str, Any] = {"source": source, "calibration": self.calibration}
-        save(self.attachment, self.tokenizer, Path(path), notes=notes, **target)
+        save(self.attachment, self.tokenizer, Path(path), notes=notes, source=source, calibration=self.calibration)
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:
         """Publish what `save_pretrained` writes, with a model card; see `publishing.push`."""

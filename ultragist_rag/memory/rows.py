@@ -1,147 +1,209 @@
-"""Where the rows of a batch of steps lie, and what they see: integers to tensors.
+"""Decode prompts side by side, each with settings of its own.
 
-Is        `Rows`: a column for every row of every step, and from it ids, positions, masks and places of what remains.
-Flow      layout -> [rows] -> windows.py.
-Change    how ragged steps are padded.
-Not here  which steps -> layout/planner.py; the forward -> modeling/.
-Holds     a row of a padded batch sees what it would see alone: padding is hidden.
+Is        `Row`, a prompt on its way through a batch, and what lets generate treat every row as its own settings say.
+Flow      decoding, generate -> [rows] -> batching.
+Change    which settings may differ inside a batch.
+Not here  one batch with one setting -> generate.py; who waits for whom -> batching.py.
+Holds     a row gets the answer that its prompt gets alone, whatever its neighbours ask for, and ends when that does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ultragist_rag.layout.planner import Step
-from ultragist_rag.layout.slots import Ints
+from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processors, row_seeds
+from ultragist_rag.memory.generate import decode, n_columns
+from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.pieces import Engine
 
-__all__ = ["Rows"]
+__all__ = ["Row", "decode_rows", "n_side_by_side"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Columns of a batch: the lead token, if any, then the rows of each step, with padding.
+class Row:
+    """A prompt that is decoded as a row of a batch.
 
     Attributes:
-        steps: One step for each sequence.
-        n_lead: 1 if a lead token stands in front, which sees itself alone.
-        n_past: Padded number of past slots.
-        columns: For each step, the columns of its rows.
-        n_raw: Raw rows of the longest step, if all raw rows stand in front of all gists; None if they may mix.
+        prompt: Ids and memories that end in a token.
+        decoding: How to decode; one answer, no beams.
+        ids: Tokens of the answer so far.
+        is_over: Whether it takes no more tokens.
+        error: What its own hooks raised.
     """
 
-    steps: Sequence[Step]
-    n_lead: int
-    n_past: int
-    columns: Sequence[Ints]
-    n_raw: int | None = None
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Sequence[Tensor | GistMemory],
+        decoding: Decoding,
+        on_token: Callable[[int], object] | None = None,
+    ) -> None:
+        """Begin with no token.
 
-    @classmethod
-    def packed(cls, steps: Sequence[Step], n_lead: int, n_past: int) -> Rows:
-        """Let the rows of each step follow one another."""
-        return cls(steps, n_lead, n_past, [n_lead + np.arange(len(step.rows)) for step in steps])
+        Args:
+            engine: That will decode it.
+            prompt: Ids and memories that end in a token.
+            decoding: How to decode.
+            on_token: Given every token as soon as it is there.
+        """
+        self.prompt, self.decoding = prompt, decoding
+        self.ends = end_tokens(engine.attachment.model, engine.tokenizer, decoding)
+        self.seeds = row_seeds(decoding, 1) if decoding.rows == 1 else []
+        self.ids: list[int] = []
+        self.is_over = False
+        self.error: BaseException | None = None
+        self._on_token = on_token
+        self._n_given = 0
 
-    @classmethod
-    def apart(cls, steps: Sequence[Step], n_lead: int, n_past: int) -> Rows:
-        """Let the gists of all steps begin at one column, behind all raw rows."""
-        n_raw = max(int((~step.is_gist).sum()) for step in steps)
-        columns = [
-            n_lead + np.where(step.is_gist, n_raw + np.cumsum(step.is_gist), np.cumsum(~step.is_gist)) - 1
-            for step in steps
+    @property
+    def is_alone(self) -> bool:
+        """Whether its settings let no other row stand beside it: beams, several answers, settings of transformers."""
+        return self.decoding.rows > 1 or bool(self.decoding.stock.keys() - {"eos_token_id"})
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether it is over, or nobody wants its answer any more."""
+        try:
+            if not self.is_over and self._is_cancelled():
+                self.end()
+        except BaseException as error:
+            self.end(error)
+        return self.is_over
+
+    def begin(self) -> None:
+        """Begin anew; tokens that were given to `on_token` before are not given again."""
+        self.ids = []
+
+    def take(self, token: int, is_stopped: Callable[[], bool]) -> None:
+        """Take the next token.
+
+        Args:
+            token: Its id.
+            is_stopped: Says whether a stop text ends the answer here.
+        """
+        self.ids.append(token)
+        try:
+            self._give(token)
+            if (
+                token in self.ends
+                or len(self.ids) == self.decoding.max_new_tokens
+                or is_stopped()
+                or self._is_cancelled()
+            ):
+                self.end()
+        except BaseException as error:  # of a function that the caller gave
+            self.end(error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Take no more tokens; called once or more."""
+        self.is_over, self.error = True, self.error or error
+
+    def _give(self, token: int) -> None:
+        if self._on_token is not None and len(self.ids) > self._n_given:
+            self._n_given = len(self.ids)
+            self._on_token(token)
+
+    def _is_cancelled(self) -> bool:
+        return self.decoding.cancelled is not None and self.decoding.cancelled()
+
+
+def n_side_by_side(rows: Sequence[Row], n_positions: int) -> int:
+    """Count the rows, from the first one on, that one batch can decode.
+
+    Args:
+        rows: At least one, in the order in which they are to be served.
+        n_positions: Positions that the model can use.
+
+    Returns:
+        How many, at least 1.
+    """
+    n = 1
+    while n < len(rows) and _can_be_batch(rows[: n + 1], n_positions):
+        n += 1
+    return n
+
+
+def _can_be_batch(rows: Sequence[Row], n_positions: int) -> bool:
+    longest = max(row.decoding.max_new_tokens for row in rows)
+    return (
+        not any(row.is_alone for row in rows)
+        and all(row.ends == rows[0].ends for row in rows)
+        and len({row.decoding.cache_implementation for row in rows}) == 1
+        and n_columns([row.prompt for row in rows], longest) <= n_positions
+    )
+
+
+def decode_rows(engine: Engine, rows: Sequence[Row]) -> None:
+    """Decode rows until all are over; holds the lock of the model meanwhile.
+
+    Args:
+        engine: The engine.
+        rows: Rows that can be decoded in one batch, none of them with beams or several answers.
+    """
+    for row in rows:
+        row.begin()
+    decoding = _SideBySide(
+        max_new_tokens=max(row.decoding.max_new_tokens for row in rows),
+        stock=rows[0].decoding.stock,
+        cache_implementation=rows[0].decoding.cache_implementation,
+        cancelled=lambda: all(row.is_unwanted for row in rows),
+        each=tuple(rows),
+    )
+    decode(engine, [row.prompt for row in rows], decoding)
+    for row in rows:
+        row.end()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SideBySide(Decoding):
+    """Settings of a batch in which every row has its own."""
+
+    each: tuple[Row, ...]
+
+    def processors(self, n_prompts: int) -> LogitsProcessorList:
+        del n_prompts
+        return LogitsProcessorList([_EachProcessed(self.each)])
+
+    def criteria(self, tokenizer: Any, start: int) -> StoppingCriteriaList:
+        return StoppingCriteriaList([_EachTakes(self.each, tokenizer, start)])
+
+
+class _EachProcessed(LogitsProcessor):
+    """Changes the scores of each row by its own settings; rows of equal settings at once."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for number, row in enumerate(rows):
+            how = row.decoding
+            key = (how.samples, how.temperature, how.top_p, how.top_k, how.min_p)
+            alike.setdefault(key, []).append(number)
+        self._groups: list[tuple[list[int], Any]] = [
+            (numbers, logits_processors(rows[numbers[0]].decoding, [seed for n in numbers for seed in rows[n].seeds]))
+            for numbers in alike.values()
         ]
-        return cls(steps, n_lead, n_past, columns, n_raw)
 
-    @property
-    def n_columns(self) -> int:
-        """Columns of the batch, padding included."""
-        return max((int(columns.max()) + 1 for columns in self.columns if len(columns)), default=self.n_lead)
-
-    @property
-    def causal(self) -> bool:
-        """Whether every raw row sees the whole past and the raw rows in front of it, and nothing else."""
-        return self.n_raw is not None and all(len(step.past) == self.n_past and _is_causal(step) for step in self.steps)
-
-    def tokens(self, offsets: Sequence[int]) -> tuple[Ints, Ints, Ints]:
-        """Lay tokens out.
-
-        Args:
-            offsets: For each step, the token that stands first in its source.
-
-        Returns:
-            Places in the sources and positions, shape (batch, columns), and the flat places of gists.
-        """
-        ids = np.zeros((len(self.steps), self.n_columns), np.int64)
-        positions = np.zeros_like(ids)
-        is_gist = np.zeros(ids.shape, bool)
-        for row, (step, columns, offset) in enumerate(zip(self.steps, self.columns, offsets, strict=True)):
-            is_gist[row, columns] = step.is_gist
-            ids[row, columns] = np.where(step.is_gist, 0, step.rows.start - offset)
-            positions[row, columns] = step.positions + self.n_lead
-        return ids, positions, np.flatnonzero(is_gist)
-
-    def mask(self, first: int, device: torch.device) -> Tensor:
-        """Say what each column from `first` on sees.
-
-        Returns:
-            Shape (batch, 1, columns - first, past + columns); padding sees itself alone.
-        """
-        chosen = [np.flatnonzero(columns >= first) for columns in self.columns]
-        places = [columns[rows] - first for columns, rows in zip(self.columns, chosen, strict=True)]
-        visible = self._visible(chosen, places, self.n_columns - first, device)
-        visible.diagonal(self.n_past + first, 2, 3).fill_(True)
-        return visible
-
-    def mask_of(self, chosen: Sequence[Ints], device: torch.device) -> Tensor:
-        """Say what some rows see.
-
-        Args:
-            chosen: For each step, numbers of rows.
-            device: Where the mask belongs.
-
-        Returns:
-            Shape (batch, 1, most rows chosen, past + columns); padding sees the first column alone.
-        """
-        n_most = max(map(len, chosen))
-        visible = self._visible(chosen, [np.arange(len(rows)) for rows in chosen], n_most, device)
-        for row, rows in enumerate(chosen):
-            visible[row, 0, len(rows) :, self.n_past] = True
-        return visible
-
-    def _visible(self, chosen: Sequence[Ints], places: Sequence[Ints], n_places: int, device: torch.device) -> Tensor:
-        n_keys = self.n_past + self.n_columns
-        always = np.zeros((len(self.steps), 1, n_keys), bool)
-        is_gist = np.zeros_like(always)
-        order = np.full(always.shape, -1, np.int32)
-        active = np.zeros((len(self.steps), n_places, 1), bool)
-        spans = np.zeros((4, len(self.steps), n_places, 1), np.int32)
-        for index, (step, columns, rows, place) in enumerate(
-            zip(self.steps, self.columns, chosen, places, strict=True)
-        ):
-            always[index, 0, : step.n_closed] = True
-            always[index, 0, self.n_past : self.n_past + self.n_lead] = True
-            gist = step.window_is_gist
-            window = np.concatenate((np.arange(step.n_closed, len(step.past)), self.n_past + columns))
-            is_gist[index, 0, window] = gist
-            order[index, 0, window] = np.where(gist, np.cumsum(gist), np.cumsum(~gist)) - 1
-            active[index, place] = True
-            bounds = (step.spans.raw_from, step.spans.raw_to, step.spans.gist_from, step.spans.gist_to)
-            spans[:, index, place, 0] = np.stack(bounds)[:, rows]
-        always_, is_gist_, order_, active_ = (torch.from_numpy(a).to(device) for a in (always, is_gist, order, active))
-        raw_from, raw_to, gist_from, gist_to = torch.from_numpy(spans).to(device)
-        raw = (order_ >= raw_from) & (order_ < raw_to)
-        gists = (order_ >= gist_from) & (order_ < gist_to)
-        return (active_ & (always_ | torch.where(is_gist_, gists, raw)))[:, None]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float()
+        for numbers, processors in self._groups:
+            if processors:
+                scores[numbers] = processors(input_ids[numbers], scores[numbers])
+        return scores
 
 
-def _is_causal(step: Step) -> bool:
-    raw = ~step.is_gist
-    n_cached = len(step.past) - step.n_closed
-    spans = step.spans
-    first = n_cached + np.arange(int(raw.sum())) + 1
-    no_gists: NDArray[np.bool_] = spans.gist_from[raw] >= spans.gist_to[raw]
-    return bool((spans.raw_from[raw] == 0).all() and (spans.raw_to[raw] == first).all() and no_gists.all())
+class _EachTakes(StoppingCriteria):
+    """Hands each row its token, and ends those that are over."""
+
+    def __init__(self, rows: Sequence[Row], tokenizer: Any, start: int) -> None:
+        self._rows = [(row, replace(row.decoding, cancelled=None).criteria(tokenizer, start)) for row in rows]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        for number, ((row, criteria), token) in enumerate(zip(self._rows, input_ids[:, -1].tolist(), strict=True)):
+            if not row.is_over:
+                ids = input_ids[number : number + 1]
+                row.take(token, lambda: bool(criteria) and bool(criteria(ids, scores, **kwargs)))  # noqa: B023 - at once
+        return torch.tensor([row.is_over for row, _ in self._rows], device=input_ids.device)
