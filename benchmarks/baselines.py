@@ -10,9 +10,6 @@ Holds     the plain model gives the same tokens without a mask wherever one toke
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,9 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks.shapes import stock_model
 from ultragist_rag import UltraGist
-from ultragist_rag.fast import VARIABLE
 
-__all__ = ["in_plain_way", "kv_bytes", "next_token", "random_cache", "unmasked_model", "weight_bytes"]
+__all__ = ["kv_bytes", "next_token", "random_cache", "unmasked_model", "weight_bytes"]
 
 _UNMASKED = "sdpa-unmasked"
 
@@ -141,16 +137,3 @@ def kv_bytes(engine: UltraGist) -> int:
     attachment = engine.attachment
     numbers = 2 * attachment.n_layers * int(engine.model.config.num_key_value_heads) * attachment.head_dim
     return numbers * attachment.dtype.itemsize
-
-
-@contextmanager
-def in_plain_way() -> Iterator[None]:
-    """Take no fast path meanwhile."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "all"
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks import kvpress_decode
-from benchmarks.baselines import in_plain_way, kv_bytes, next_token, random_cache, unmasked_model, weight_bytes
+from benchmarks.baselines import kv_bytes, next_token, random_cache, unmasked_model, weight_bytes
 from benchmarks.kvpress_launch import decode_there
 from benchmarks.page_cache import drop_pages, files_of, read_all, share_resident
 from benchmarks.run import make_bench
@@ -21,7 +21,6 @@ from benchmarks.shapes import SHAPES
 from benchmarks.suite import Bench
 from benchmarks.suites.decode import decode
 from ultragist_rag.errors import UltraGistError
-from ultragist_rag.fast import PATHS, is_fast
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +76,6 @@ def test_bytes_are_those_of_the_tensors(bench: Bench) -> None:
         weight_bytes(bench.engine)
         == sum(value.nbytes for value in bench.stock.parameters()) - table.nbytes - bench.stock.model.norm.weight.nbytes
     )
-
-
-def test_no_fast_path_is_taken_in_the_plain_way_and_all_are_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ULTRAGIST_PLAIN", raising=False)
-    with in_plain_way():
-        assert not any(map(is_fast, PATHS))
-    assert all(map(is_fast, PATHS))
 
 
 def test_dropped_files_are_read_all_the_same(tmp_path: Path) -> None:
