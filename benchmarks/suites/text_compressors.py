@@ -59,7 +59,7 @@ class _Classifier:
         """Count the work of a token in a full window, as for the other suites: matrices of layers, and attention."""
         named = model.base_model.encoder.named_parameters()
         weights = sum(value.numel() for _, value in named if value.dim() == 2)
-        return 2 * weights + 4 * self.hidden * self.layers * _WINDOW
+        return 2 * int(weights) + 4 * self.hidden * self.layers * _WINDOW
 
 
 _CLASSIFIERS = {
@@ -170,8 +170,8 @@ SUITE = Suite(
         "What is timed is making a context smaller. LLMLingua-2 classifies each token of a text and keeps the most "
         "telling ones; its two published models are taken in shape, with random weights: XLM-RoBERTa large (0.56 "
         "billion parameters) and multilingual BERT base (0.18 billion), windows of 512 tokens, sdpa, softmax and a "
-        f"threshold that keeps one token in {_RATIO}. Its work in Python, merging pieces into words and forcing some to "
-        "stay, and tokenizing on either side are left out; both sides are taken to have as many tokens for a text. "
+        f"threshold that keeps one token in {_RATIO}. Its work in Python, merging pieces into words and forcing some "
+        "to stay, and tokenizing on either side are left out; both sides are taken to have as many tokens for a text. "
         "These are unlike models: an engine compresses with its own model, however large, a classifier is the same for "
         "every reader. So the bundled model, far smaller than both, is faster on its own account, and a model of eight "
         "billion parameters slower, which says little of the methods; the share of the floor says how well each is "
