@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ultragist_rag import UltraGist
 from ultragist_rag.layout.stream import Cursor, Situation, next_step
-from ultragist_rag.memory.rows import Rows
+from ultragist_rag.memory.step_rows import Rows
 from ultragist_rag.modeling.checkpoint import authors_settings
 
 OWN = Path(__file__).parent / "golden"

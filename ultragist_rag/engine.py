@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ultragist_rag.config import GistConfig
+from ultragist_rag.memory.assembled import Assembled
 from ultragist_rag.memory.compress import Ratios, Tail
 from ultragist_rag.memory.forward import ForwardOutput, forward_ids
 from ultragist_rag.memory.generate import ask, generate
@@ -54,6 +55,7 @@ class UltraGist:
         tokenizer: The tokenizer; None works for calls with token ids.
         config: The settings.
         trained_composed: Whether it was trained on independently compressed documents, as far as is known.
+        assembled: Rotated memories of recent prompts; `engine.assembled.max_bytes` allows them some memory.
 
     Example:
         >>> from ultragist_rag.testing import tiny_engine
@@ -80,6 +82,7 @@ class UltraGist:
         self.config = attachment.config
         self.family = family
         self.trained_composed = trained_composed
+        self.assembled = Assembled()
         self._source = source
         self._fingerprint: tuple[Any, str] = (None, "")
         self._calibration: Calibration | None = None
@@ -96,15 +99,13 @@ class UltraGist:
         """Load a model with its gist parameters.
 
         Four kinds are told apart: the authors' checkpoints (both families; no remote code is run), our merged folders,
-        our adapter-only folders (their base is fetched and compared), and any plain base, whose gist parameters begin
-        as copies and are reported as untrained.
+        our adapter-only folders (their base is fetched and compared), and plain bases, with untrained gist parameters.
 
         Args:
             name: A folder, a hub id, or `bundled` for the model that comes with the package.
             config: Settings, instead of those that come with the checkpoint.
             calibration: File of a calibration, instead of one beside the weights; False for none.
-            options: Passed on to transformers: revision, token, dtype, device_map, attn_implementation,
-                quantization_config, local_files_only and so on.
+            options: Passed on to transformers, such as revision, token, dtype, device_map and quantization_config.
 
         Returns:
             The engine.
@@ -329,8 +330,7 @@ class UltraGist:
         """
         source = ((base, revision) if base else self._source or ("", None)) if adapter_only else None
         notes = {"family": self.family, "trained_composed": self.trained_composed}
-        target: dict[str, Any] = {"source": source, "calibration": self.calibration}
-        save(self.attachment, self.tokenizer, Path(path), notes=notes, **target)
+        save(self.attachment, self.tokenizer, Path(path), notes=notes, source=source, calibration=self.calibration)
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:
         """Publish what `save_pretrained` writes, with a model card; see `publishing.push`."""

@@ -6,6 +6,8 @@ from asking import asking_engine
 from plain import random_memory
 
 from ultragist_rag import fast
+from ultragist_rag.errors import InputError
+from ultragist_rag.memory.assembled import Assembled
 from ultragist_rag.memory.assembly import rotated_slots
 from ultragist_rag.memory.generate import generate
 from ultragist_rag.memory.packing import pack, packed_view
@@ -108,3 +110,50 @@ def test_layers_that_lie_apart_or_carry_gradients_are_not_taken_for_one_piece():
     learning = [part.clone().requires_grad_() for part in apart]
     assert packed_view(**pack(learning[:2], learning[2:])) is None
     assert pack(learning[:2], learning[2:])["keys"][0] is learning[0]
+
+
+def test_prompts_over_the_same_memories_find_them_assembled(engine):
+    model = engine.attachment.model
+    first, second = packed_memory(model, 5, 5), packed_memory(model, 11, 11)
+    prompts = [
+        ["Read: ", first, second, " what?"],
+        ["Read: ", first, second, " who is it?"],
+        ["Read: ", second, first, " what?"],
+        ["Read it: ", first, second, " what?"],
+        ["Read: ", first, second, " what?"],
+    ]
+    engine.assembled = Assembled()
+    expected = [generate(engine, pieces, max_new_tokens=N) for pieces in prompts]
+    assert engine.assembled.misses == 0
+    engine.assembled = Assembled(2**20)
+    assert [generate(engine, pieces, max_new_tokens=N) for pieces in prompts] == expected
+    assert (engine.assembled.hits, engine.assembled.misses) == (2, 3)
+    assert engine.assembled.nbytes == 3 * (first.nbytes + second.nbytes)
+    assert generate(engine, prompts, max_new_tokens=N) == expected
+    engine.assembled = Assembled()
+
+
+def test_assembled_memories_stay_within_their_bytes_and_keep_no_memory_alive(engine):
+    import gc
+    import weakref
+
+    model = engine.attachment.model
+    memories = [packed_memory(model, 5, seed) for seed in range(4)]
+    engine.assembled = Assembled(2 * memories[0].nbytes)
+    for memory in (*memories, memories[3], memories[0]):
+        generate(engine, [memory, "x"], max_new_tokens=1)
+    assert (engine.assembled.hits, engine.assembled.misses) == (1, 5)
+    assert engine.assembled.nbytes == 2 * memories[0].nbytes
+    gone = weakref.ref(memories.pop())
+    del memory
+    gc.collect()
+    assert gone() is None
+    engine.assembled = Assembled(1)
+    generate(engine, [memories[0], "x"], max_new_tokens=1)
+    assert engine.assembled.nbytes == 0
+    engine.assembled = Assembled()
+
+
+def test_a_negative_number_of_bytes_for_assembled_memories_is_refused():
+    with pytest.raises(InputError, match="max_bytes is -1"):
+        Assembled(-1)

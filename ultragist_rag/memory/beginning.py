@@ -1,7 +1,7 @@
 """What transformers' generate starts from: a cache, the tokens behind it, and what its first forward sees.
 
 Is        `begin`, the way from prompts of ids and memories to the arguments of generate.
-Flow      prompt_layout, assembly, prompt -> [beginning] -> generate.
+Flow      prompt_layout, assembly, assembled, prompt -> [beginning] -> generate.
 Change    how much of a prompt generate reads itself.
 Not here  the call of generate and its settings -> generate.py.
 Holds     the first scores are those behind the last token of each prompt, whichever way they are computed.
@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.fast import is_fast
+from ultragist_rag.memory.assembled import Assembled
 from ultragist_rag.memory.assembly import rotated_slots
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.prompt import Prompt, prompt_forward, takes_any_mask
@@ -75,7 +76,7 @@ class Beginning:
             handle.remove()
 
 
-def begin(attachment: Attachment, prompts: Sequence[Prompt]) -> Beginning:
+def begin(attachment: Attachment, prompts: Sequence[Prompt], assembled: Assembled | None = None) -> Beginning:
     """Prepare prompts for generate.
 
     Memories are put into the cache. Where a mask of any shape can be had, all tokens are left for the first forward of
@@ -84,6 +85,7 @@ def begin(attachment: Attachment, prompts: Sequence[Prompt]) -> Beginning:
     Args:
         attachment: The model; the caller holds its lock.
         prompts: Prompts of ids and memories that end in a token.
+        assembled: What was assembled for recent prompts; None for nothing.
 
     Returns:
         What generate starts from.
@@ -94,7 +96,7 @@ def begin(attachment: Attachment, prompts: Sequence[Prompt]) -> Beginning:
     heads, tokens = zip(*map(_split_last, prompts), strict=True)
     recurrent = any(isinstance(p, GistMemory) and p.config.memory == "recurrent" for prompt in prompts for p in prompt)
     if is_fast("one-forward") and takes_any_mask(attachment.model) and not recurrent:
-        return _all_unread(attachment.model, [list(prompt) for prompt in prompts])
+        return _all_unread(attachment, [list(prompt) for prompt in prompts], assembled or Assembled())
     state = prompt_forward(attachment, heads, wanted="none")
     last = torch.stack(tokens).to(state.ids.device)  # (batch, 1)
     filled = torch.cat((state.filled, torch.ones_like(last, dtype=torch.bool)), dim=1)
@@ -102,10 +104,11 @@ def begin(attachment: Attachment, prompts: Sequence[Prompt]) -> Beginning:
     return Beginning(state.cache, _with_ids(torch.cat((state.ids, last), dim=1)), filled, positions, None)
 
 
-def _all_unread(model: Any, prompts: list[list[Tensor | GistMemory]]) -> Beginning:
-    layout = lay_out(prompts, model.get_input_embeddings().weight.device)
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(rotated_slots(model, layout)):
+def _all_unread(attachment: Attachment, prompts: list[list[Tensor | GistMemory]], assembled: Assembled) -> Beginning:
+    model, cache = attachment.model, DynamicCache()
+    layout = lay_out(prompts, attachment.device)
+    slots = assembled.slots(layout, lambda: rotated_slots(model, layout))
+    for number, (keys, values) in enumerate(slots):
         cache.update(keys, values, number)
     ids = torch.cat((torch.full_like(layout.slot_positions, NOWHERE), layout.ids), dim=1)
     filled = torch.cat((layout.slot_positions, layout.positions), dim=1) != NOWHERE

@@ -210,7 +210,7 @@ def decode(
     with engine.attachment.lock, in_eval_mode(model):
         if decoding.cancelled is not None and decoding.cancelled():  # while waiting for the lock
             return [torch.empty(0, dtype=torch.long)] * (len(prompts) * decoding.num_return_sequences)
-        start = begin(engine.attachment, prompts)
+        start = begin(engine.attachment, prompts, getattr(engine, "assembled", None))
         if decoding.rows > 1:
             start.cache.batch_repeat_interleave(decoding.rows)
         start = start.copied(decoding.rows if decoding.samples else 1)

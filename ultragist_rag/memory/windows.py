@@ -3,7 +3,7 @@
 Is        one forward, and what remains of every memory.
 Flow      layout, modeling -> [memory] -> compress.py, forward.py.
 Change    what a step is run with.
-Not here  which steps -> layout/planner.py and the two loops that use it; masks and padding -> rows.py.
+Not here  which steps -> layout/planner.py and the two loops that use it; masks and padding -> step_rows.py.
 Holds     a row of a padded batch sees what it would see alone: padding is hidden by a bool mask.
 """
 
@@ -20,7 +20,7 @@ from ultragist_rag.errors import ContextOverflowError
 from ultragist_rag.fast import is_fast
 from ultragist_rag.layout.planner import Step
 from ultragist_rag.layout.slots import Ints
-from ultragist_rag.memory.rows import Rows
+from ultragist_rag.memory.step_rows import Rows
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.encode import encode, encode_soft
 from ultragist_rag.modeling.kept import encode_kept

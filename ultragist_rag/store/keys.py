@@ -20,8 +20,6 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
-
 from ultragist_rag.errors import InputError, StoreError
 
 __all__ = ["ENVIRONMENT", "Keys", "SecretSource", "find_secret"]
@@ -86,6 +84,8 @@ def find_secret(given: str | bytes | None, source: SecretSource) -> bytes:
     if source == "process":
         return _PROCESS_SECRET
     if source == "keyfile":
+        import platformdirs
+
         return _read_or_make(Path(platformdirs.user_config_dir("ultragist-rag", appauthor=False)) / "secret.key")
     raise StoreError(
         f"this store is shared over a network and has no secret: pass secret=... or set {ENVIRONMENT}. Every process "

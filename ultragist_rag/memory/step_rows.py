@@ -1,7 +1,7 @@
 """Where the rows of a batch of steps lie, and what they see: integers to tensors.
 
 Is        `Rows`: a column for every row of every step, and from it ids, positions, masks and places of what remains.
-Flow      layout -> [rows] -> windows.py.
+Flow      layout -> [step_rows] -> windows.py.
 Change    how ragged steps are padded.
 Not here  which steps -> layout/planner.py; the forward -> modeling/.
 Holds     a row of a padded batch sees what it would see alone: padding is hidden.
