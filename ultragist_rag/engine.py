@@ -40,6 +40,7 @@ from ultragist_rag.modeling.saving import save
 from ultragist_rag.publishing import push
 
 if TYPE_CHECKING:
+    from ultragist_rag.batching import BatchQueue
     from ultragist_rag.session import GistSession
 
 __all__ = ["ForwardOutput", "UltraGist"]
@@ -98,8 +99,8 @@ class UltraGist:
     ) -> UltraGist:
         """Load a model with its gist parameters.
 
-        Four kinds are told apart: the authors' checkpoints (both families; no remote code is run), our merged folders,
-        our adapter-only folders (their base is fetched and compared), and plain bases, with untrained gist parameters.
+        Four kinds are told apart: the authors' checkpoints (no remote code is run), our merged folders, our
+        adapter-only folders (their base is fetched), and plain bases, whose gist parameters are untrained copies.
 
         Args:
             name: A folder, a hub id, or `bundled` for the model that comes with the package.
@@ -216,24 +217,19 @@ class UltraGist:
         Every window runs through the model once, followed (or interleaved) by its gist tokens. The pre-RoPE keys and
         values of the gist tokens enter the memory; those of the raw tokens are dropped, but for the tokens that the
         policy `verbatim` chooses: these stay as slots of their own, before the gist that covers them. A last window
-        that is not full is flushed: its gists are provisional until `GistMemory.seal`, and going on makes them anew,
-        so that compressing a and then b gives what compressing a + b gives.
+        that is not full is flushed: its gists are provisional until `seal`; compressing a, then b gives what a + b does.
 
-        Texts are untrusted: they never become special tokens. The lead token stands in front of each while it is
-        encoded; ids that begin with it count as having it already.
+        Texts are untrusted: they never become special tokens. The lead token stands in front of each; ids may have it.
 
         Paper: UltraGist, arXiv 2405.16635, section 3; flushing and independent documents are ours.
 
         Args:
             texts: One text or token sequence of shape (1, tokens), or several; each becomes its own memory.
-            ratio: Raw tokens per gist token (x-fold): one for all, or one per text, or for each text a list with one
-                per window; default `GistConfig.ratio`.
+            ratio: Raw tokens per gist token: one for all, one per text, or lists with one per window; default the config's.
             memory: Memory to go on from (one text only); it is not changed.
             joint: Encode as one stream, the way the authors do: the first token inside, the sink kept.
             tail: `flush` condenses the open window too; `raw` keeps its tokens, as the authors do.
-            verbatim: Policy of the tokens that stay beside the gists: `codes` (numbers, ids, addresses), `regex` (these
-                and rare names), `surprisal` (what the model finds improbable), `both`, or a function; see
-                docs/verbatim.md.
+            verbatim: Policy of the tokens that stay beside the gists, a name or a function; see docs/verbatim.md.
             slots: Slots that each memory may have, verbatim ones included. The lowest ratio that fits is taken: from
                 `ratio` on (one per text), by default from the lowest one that the config names.
 
@@ -242,8 +238,7 @@ class UltraGist:
             (1, kv_heads, slots, head_dim): at window 1024 and ratio 8, 10_000 tokens take 1_250 slots.
 
         Raises:
-            InputError: If a text is empty or does not fit into `slots`, or there is text but no tokenizer, or an
-                argument does not fit.
+            InputError: If a text is empty, lacks a tokenizer or does not fit into `slots`, or an argument does not fit.
             MemoryMismatchError: If `memory` was made with another model, tokenizer, config or verbatim policy.
             ContextOverflowError: If window and memory exceed the positions of the model.
 
@@ -275,8 +270,7 @@ class UltraGist:
             input_ids: New tokens, shape (1, tokens).
             labels: Tokens to predict, shape as `input_ids`, not shifted; -100 counts for nothing.
             memory: Memory of the tokens so far; it is not changed.
-            training: Use the authors' training windows (the last one stays raw) and loss mask (the first window counts
-                for nothing), and record gradients.
+            training: Train as the authors do: the last window stays raw, the first has no loss, gradients are recorded.
             seed: For random ratio policies.
 
         Returns:
@@ -313,6 +307,12 @@ class UltraGist:
         from ultragist_rag.session import GistSession
 
         return GistSession.create(self, slots=slots, recent=recent, **settings)
+
+    def batching(self, **settings: Any) -> BatchQueue:
+        """Open a queue that decodes requests of many threads side by side; see `BatchQueue`."""
+        from ultragist_rag.batching import BatchQueue
+
+        return BatchQueue(self, **settings)
 
     def save_pretrained(
         self, path: str | Path, *, adapter_only: bool = False, base: str | None = None, revision: str | None = None

@@ -21,8 +21,9 @@ def fill(session, n_turns, start=0):
 
 
 def next_logits(session, question="and now?"):
+    pieces = session.pieces(question)
     with torch.no_grad(), session._maker.engine.attachment.lock:
-        state = prompt_forward(session._maker.engine.attachment, [session.pieces(question)], wanted="last")
+        state = prompt_forward(session._maker.engine.attachment, [pieces], wanted="last")
     return state.logits[0]
 
 

@@ -142,6 +142,10 @@ class Decoding:
         """Rows of the batch that one prompt takes."""
         return self.num_return_sequences if self.samples else self.num_beams
 
+    def processors(self, n_prompts: int) -> LogitsProcessorList:
+        """Make what changes scores and draws for the answers to some prompts."""
+        return logits_processors(self, row_seeds(self, n_prompts))
+
     def criteria(self, tokenizer: Any, start: int) -> StoppingCriteriaList:
         """Make what ends decoding besides length and end token; `start` is the first column of the answers."""
         criteria = StoppingCriteriaList(self.stock.get("stopping_criteria") or [])

@@ -19,7 +19,7 @@ from torch import Tensor
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.attribution import SourceKind, check_sources, with_sources
 from ultragist_rag.memory.beginning import begin
-from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processors, row_seeds
+from ultragist_rag.memory.decoding import Decoding, end_tokens
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
@@ -27,7 +27,7 @@ from ultragist_rag.memory.prompt import count_prompt
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.modes import in_eval_mode
 
-__all__ = ["Answer", "answer", "ask", "askable", "cut_answer", "decode", "generate"]
+__all__ = ["Answer", "answer", "ask", "askable", "cut_answer", "decode", "generate", "n_columns"]
 
 _MAX_ROWS = 32
 """Answers that are decoded side by side."""
@@ -182,13 +182,18 @@ def _groups(prompts: Sequence[Any], decoding: Decoding, n_positions: int) -> lis
     groups: list[list[Any]] = []
     for prompt in prompts:
         joined = [*groups[-1], prompt] if groups else []
-        counts = [count_prompt(one) for one in joined]
-        columns = sum(map(max, zip(*counts, strict=True))) + decoding.max_new_tokens if joined else 0
-        if joined and columns <= n_positions and len(joined) * decoding.rows <= _MAX_ROWS:
+        fits = bool(joined) and n_columns(joined, decoding.max_new_tokens) <= n_positions
+        if fits and len(joined) * decoding.rows <= _MAX_ROWS:
             groups[-1] = joined
         else:
             groups.append([prompt])
     return groups
+
+
+def n_columns(prompts: Sequence[Any], max_new_tokens: int) -> int:
+    """Count the columns that prompts take side by side, padding and new tokens included."""
+    slots, tokens = zip(*map(count_prompt, prompts), strict=True)
+    return int(max(slots) + max(tokens) + max_new_tokens)
 
 
 @torch.no_grad()
@@ -223,7 +228,7 @@ def decode(
                 past_key_values=start.cache,
                 streamer=streamer,
                 **_generate_settings(model, decoding, ends),
-                logits_processor=logits_processors(decoding, row_seeds(decoding, len(prompts))),
+                logits_processor=decoding.processors(len(prompts)),
                 stopping_criteria=decoding.criteria(engine.tokenizer, start.ids.shape[1]),
             )
     return list(output[:, start.ids.shape[1] :].cpu())

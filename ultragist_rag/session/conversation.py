@@ -4,15 +4,19 @@ Is        `Conversation`, the part of a session that neither asks nor saves.
 Flow      making, state -> [conversation] -> session.
 Change    what can be done to turns, what is told about them.
 Not here  asking, saving, forks -> session.py; which memories that takes -> making.py.
-Holds     what is there is what would be there if turns that were forgotten had never been; an error changes nothing.
+Holds     what is there is what would be there if turns that were forgotten had never been; an error changes nothing;
+          nobody sees a state before its memories are made.
 """
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +38,37 @@ class Conversation:
 
     def __init__(self, maker: Maker, state: State, relevance: Relevance | None = None) -> None:
         """Begin with a state; with embeddings of its segments, these can be selected."""
-        self._maker, self._state, self._relevance = maker, state, relevance
+        self._maker, self._relevance = maker, relevance
         self._lock = threading.RLock()
+        self._now, self._is_settled = state, True
+        self._pending: Future[State] | None = None
+
+    @property
+    def _state(self) -> State:
+        """The state with all its memories: those that are made in the background are waited for.
+
+        What goes wrong there is raised here, once; the turns are there, and the next one who asks makes the memories.
+        """
+        with self._lock:
+            state = self._latest()
+            if not self._is_settled:
+                self._state = state = self._maker.settle(state)
+            return state
+
+    @_state.setter
+    def _state(self, state: State) -> None:
+        self._now, self._is_settled = state, True
+
+    def _latest(self, *, quiet: bool = False) -> State:
+        """Return the state, perhaps without memories that could not be made; `quiet` does not say so."""
+        if self._pending is not None:
+            pending, error = self._pending, self._pending.exception()  # waits
+            self._pending = None
+            if error is None:
+                self._state = pending.result()
+            elif not quiet:
+                raise error
+        return self._now
 
     def append(
         self,
@@ -81,7 +114,7 @@ class Conversation:
         if len({key for key, _ in wanted}) < len(wanted):
             raise InputError("a key comes twice in the turns to sync: every turn needs its own.")
         with self._lock:
-            state = self._state
+            state = self._latest()
             places = {turn.key: place for place, turn in enumerate(state.turns)}
             kept: list[int] = []
             for key, said in wanted:
@@ -105,8 +138,8 @@ class Conversation:
             InputError: If there is no such turn.
         """
         with self._lock:
-            self._state.turn(turn)
-            self._forget({other.id for other in self._state.turns if other.id >= turn})
+            self._latest().turn(turn)
+            self._forget({other.id for other in self._now.turns if other.id >= turn})
 
     def forget(self, turn: int) -> None:
         """Take a turn out, as if it had never been; its text leaves the store at the next `save`.
@@ -115,7 +148,7 @@ class Conversation:
             InputError: If there is no such turn.
         """
         with self._lock:
-            self._forget({self._state.turn(turn).id})
+            self._forget({self._latest().turn(turn).id})
 
     def pin(self, turn: int, pinned: bool = True) -> None:
         """Keep a turn at the lowest ratio for ever, or no longer.
@@ -129,7 +162,8 @@ class Conversation:
             ContextOverflowError: If pinned turns would take more slots than there are.
         """
         with self._lock:
-            found, state = self._state.turn(turn), self._state
+            state = self._latest()
+            found = state.turn(turn)
             turns = [replace(other, pinned=pinned) if other is found else other for other in state.turns]
             self._maker.check_pins(turns)
             self._state = self._maker.replanned(state, turns)
@@ -219,20 +253,30 @@ class Conversation:
     def _put(self, state: State, held: dict[Part, Held]) -> dict[Part, Held]:
         return {part: self._maker.put(state.archive, part, one) for part, one in held.items()}
 
-    def _append(self, said: Sequence[Said]) -> list[int]:
+    def _append(self, said: Sequence[Said], *, later: bool = False) -> list[int]:
         with self._lock:
-            return self._grow(self._state, said, [None] * len(said))
+            state = self._latest(quiet=later)  # an answer that was given is kept; what is missing is made with its own
+            return self._grow(state, said, [None] * len(said), later=later)
 
-    def _grow(self, state: State, said: Sequence[Said], keys: Sequence[str | None]) -> list[int]:
+    def _grow(
+        self, state: State, said: Sequence[Said], keys: Sequence[str | None], *, later: bool = False
+    ) -> list[int]:
+        """Add turns; `later` makes their memories in the background."""
         added = []
         for number, (one, key) in enumerate(zip(said, keys, strict=True), start=state.next_id):
             digest = None if key is None else one.digest
             added.append((self._maker.measure(number, one, key=key, digest=digest), one))
-        self._state = self._maker.grown(state, added)
+        grown = self._maker.grown(state, added)
+        if later:
+            self._maker.warn(grown)
+            self._now, self._is_settled = grown, False
+            self._pending = _in_background(partial(self._maker.settle, grown))  # no reference to the session
+        else:
+            self._state = self._maker.settle(grown)
         return [turn.id for turn, _ in added]
 
     def _forget(self, gone: Collection[int]) -> None:
-        self._state = self._maker.without(self._state, gone)
+        self._state = self._maker.without(self._now, gone)
 
     def _pieces(self, question: Said | None, select: int | None = None) -> list[Tensor | GistMemory]:
         with self._lock:
@@ -260,3 +304,17 @@ class Conversation:
 
 def _place(part: Part, state: State, recent: Collection[Part]) -> str:
     return "recent" if part in recent else "compressed" if part in state.held else "archived"
+
+
+def _in_background(make: Callable[[], State]) -> Future[State]:
+    """Run a call in a thread of its own, which ends with it."""
+    future: Future[State] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), name="ultragist-session").start()
+    return future

@@ -81,19 +81,18 @@ class Maker:
         return Turn(number, tuple(lengths), tuple(extras) if any(extras) else (), **about)
 
     def grown(self, state: State, added: Sequence[tuple[Turn, Said]]) -> State:
-        """Return a state with more turns behind the others."""
+        """Return a state with more turns behind the others, not settled yet."""
         plan = state.plan.copy()
         for turn, _ in added:
             for entry in turn.entries():
                 plan.append(entry)
-        changed = replace(
+        return replace(
             state,
             archive=state.archive.append([(turn.id, said) for turn, said in added]),
             turns=(*state.turns, *(turn for turn, _ in added)),
             next_id=max((turn.id + 1 for turn, _ in added), default=state.next_id),
             plan=plan,
         )
-        return self.settle(changed)
 
     def without(self, state: State, gone: Collection[int]) -> State:
         """Return a state as if some turns had never been."""
@@ -134,18 +133,12 @@ class Maker:
         Returns:
             The state, ready.
         """
+        self.warn(state)
         there = {**state.held, **(found or {})}
-        held: dict[Part, Held] = {}
-        missing: dict[Part, int] = {}
-        for part, ratio in state.wanted.items():
-            one = there.get(part)
-            if one is not None and one.ratio == ratio:
-                held[part] = one
-            else:
-                missing[part] = ratio
-        held.update(self.make(state.archive, missing))
-        self._warn(state)
-        return replace(state, held=held)
+        wanted = state.wanted
+        held = {part: there[part] for part, ratio in wanted.items() if part in there and there[part].ratio == ratio}
+        missing = {part: ratio for part, ratio in wanted.items() if part not in held}
+        return replace(state, held=held | self.make(state.archive, missing))
 
     def resume(self, state: State, found: Mapping[Part, Held]) -> State:
         """Settle a state that was saved; of an archive that it had already nothing is said."""
@@ -201,7 +194,8 @@ class Maker:
             rows += [parts[place] for _, place in several]
         return rows
 
-    def _warn(self, state: State) -> None:
+    def warn(self, state: State) -> None:
+        """Say so, once, if turns leave the memory for the archive."""
         if self._warned or not _has_archive(state):
             return
         self._warned = True

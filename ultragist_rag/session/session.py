@@ -44,10 +44,12 @@ class GistSession(Conversation):
         'Ada'
     """
 
-    def __init__(self, maker: Maker, saving: Saving, state: State, relevance: Relevance | None = None) -> None:
+    def __init__(
+        self, maker: Maker, saving: Saving, state: State, relevance: Relevance | None, background: bool
+    ) -> None:
         """Put a session together; `create` and `load` do."""
         super().__init__(maker, state, relevance)
-        self._saving = saving
+        self._saving, self._background = saving, background
         state.archive.pages.join(self)
 
     @classmethod
@@ -65,6 +67,7 @@ class GistSession(Conversation):
         verbatim: str | None = None,
         embeddings: Embeddings | None = None,
         template: TemplateChoice | None = None,
+        background: bool = True,
     ) -> GistSession:
         """Begin a session.
 
@@ -83,6 +86,8 @@ class GistSession(Conversation):
             embeddings: Make vectors of all segments, for `ask(..., select=...)`; they must need no fitting.
             template: `chat` for the chat template, `plain` for lines such as `user: text`; None for the template if
                 there is one that can be used.
+            background: Compress what an answer pushes out of the recent turns in a thread of its own, when the answer
+                has been given; False: before it is given.
 
         Returns:
             The session, without turns.
@@ -105,11 +110,17 @@ class GistSession(Conversation):
             saving.name = name
         relevance = _relevance(maker, embeddings)
         archive = Archive(pages=_pages(store, saving.family, relevance))
-        return cls(maker, saving, State(archive=archive, plan=maker.empty), relevance)
+        return cls(maker, saving, State(archive=archive, plan=maker.empty), relevance, background)
 
     @classmethod
     def load(
-        cls, engine: UltraGist, store: GistStore, name: str, *, embeddings: Embeddings | None = None
+        cls,
+        engine: UltraGist,
+        store: GistStore,
+        name: str,
+        *,
+        embeddings: Embeddings | None = None,
+        background: bool = True,
     ) -> GistSession:
         """Go on with a saved session.
 
@@ -121,6 +132,7 @@ class GistSession(Conversation):
             store: Where the session was saved.
             name: Its name.
             embeddings: As for `create`; vectors that others made are made anew when they are needed.
+            background: As for `create`.
 
         Returns:
             The session as it was.
@@ -141,7 +153,7 @@ class GistSession(Conversation):
         if manifest["rendered"] != _rendered(maker):
             state, memories = maker.measured_again(state), {}
         settled = maker.resume(state, maker.fetch(memories))
-        return cls(maker, Saving.of(store, name, manifest), settled, relevance)
+        return cls(maker, Saving.of(store, name, manifest), settled, relevance, background)
 
     @staticmethod
     def names(store: GistStore) -> list[str]:
@@ -198,12 +210,12 @@ class GistSession(Conversation):
         if stream:
             texts = self._maker.engine.stream(pieces, **decoding)
             assert isinstance(texts, TextStream)
-            return SessionStream(texts, lambda said: self._append([question, _answer(said)]))
+            return SessionStream(texts, lambda said: self._append([question, _answer(said)], later=self._background))
         said = self._maker.engine.generate(pieces, **decoding)
         if not isinstance(said, str):
             raise InputError("a session takes one answer as text: leave out num_return_sequences and return_ids.")
         answer = _answer(said)
-        self._append([question, answer])
+        self._append([question, answer], later=self._background)
         return answer.content
 
     def fork(self, name: str | None = None) -> GistSession:
@@ -220,7 +232,7 @@ class GistSession(Conversation):
             if name is not None:
                 saving.check(name)
                 saving.name = name
-            fork = GistSession(self._maker.copy(), saving, self._state, self._relevance)
+            fork = GistSession(self._maker.copy(), saving, self._state, self._relevance, self._background)
             fork._lock = self._lock  # a page that one has written and not shown yet is nobody's to the other
             return fork
 
@@ -257,7 +269,8 @@ class GistSession(Conversation):
             self._saving.write(name, self._state, about, in_use)
 
     def _in_use(self) -> set[str]:
-        state = self._state
+        pending = self._pending  # what goes wrong there is told to whoever asks this session
+        state = self._now if pending is None or pending.exception() is not None else pending.result()
         return {*state.archive.names, *(one.marker for one in state.held.values() if one.marker)}
 
     def _move(self, store: GistStore) -> None:
