@@ -217,7 +217,7 @@ class UltraGist:
         Every window runs through the model once, followed (or interleaved) by its gist tokens. The pre-RoPE keys and
         values of the gist tokens enter the memory; those of the raw tokens are dropped, but for the tokens that the
         policy `verbatim` chooses: these stay as slots of their own, before the gist that covers them. A last window
-        that is not full is flushed: its gists are provisional until `seal`; compressing a, then b gives what a + b does.
+        that is not full is flushed: its gists are provisional until `seal`, so that a and then b gives what a + b does.
 
         Texts are untrusted: they never become special tokens. The lead token stands in front of each; ids may have it.
 
@@ -225,7 +225,7 @@ class UltraGist:
 
         Args:
             texts: One text or token sequence of shape (1, tokens), or several; each becomes its own memory.
-            ratio: Raw tokens per gist token: one for all, one per text, or lists with one per window; default the config's.
+            ratio: Raw tokens per gist: one for all, one per text, or lists with one per window; default the config's.
             memory: Memory to go on from (one text only); it is not changed.
             joint: Encode as one stream, the way the authors do: the first token inside, the sink kept.
             tail: `flush` condenses the open window too; `raw` keeps its tokens, as the authors do.

@@ -86,8 +86,8 @@ class _Cell:
         return {"tokens": self.tokens, "batch": self.batch, "ratio": _RATIO}
 
 
-_QUICK = [_Cell(_SMALL, 512, 1), _Cell(_SMALL, 512, 8), _Cell(_SMALL, 2048, 2)]
-_CPU = [*_QUICK, _Cell(_LARGE, 512, 1), _Cell(_LARGE, 512, 8)]
+_QUICK = [_Cell(_SMALL, 512, 1), _Cell(_SMALL, 512, 4)]
+_CPU = [*_QUICK, _Cell(_SMALL, 2048, 2), _Cell(_LARGE, 512, 1), _Cell(_LARGE, 512, 4)]
 _GPU = [_Cell(one, 512, batch) for one in (_LARGE, _SMALL) for batch in (1, 8, 32)]
 _GPU += [_Cell(one, 8192, 2) for one in (_LARGE, _SMALL)]
 

@@ -55,8 +55,8 @@ class _Cell:
 
 
 _MINIMAL = [_Cell(2, 2, 40)]
-_QUICK = [_Cell(4, 1, 512), _Cell(2, 4, 256), _Cell(1, 1, 1024)]
-_CPU = [*_QUICK, _Cell(2, 4, 512), _Cell(1, 1, 2048), _Cell(4, 1, 512, 4)]
+_QUICK = [_Cell(2, 1, 512), _Cell(1, 4, 256)]
+_CPU = [*_QUICK, _Cell(4, 1, 512), _Cell(2, 4, 512), _Cell(1, 1, 2048), _Cell(2, 1, 512, 4)]
 _GPU = [_Cell(1, 4, 512), _Cell(2, 4, 512), _Cell(4, 1, 512), _Cell(1, 1, 4096), _Cell(2, 4, 512, 4)]
 
 
