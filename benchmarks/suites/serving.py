@@ -220,7 +220,8 @@ SUITE = Suite(
         "`UltraGist.answer`, first come, first served. Full text gives the queue the same questions behind the own "
         "tokens of the chunks. Answers have a fixed length. Times begin when a question was to come, waiting included; "
         "percentiles are over the questions of a round, throughput is answers over the time from the first arrival to "
-        "the last answer: with arrivals below the capacity, it is their rate."
+        "the last answer: with arrivals below the capacity, it is their rate. Above the capacity of a way to serve, as "
+        "full text soon is, its times grow with the number of questions: only its throughput says how fast it is."
     ),
     measure=measure,
     plots=(

@@ -103,13 +103,10 @@ def measure(bench: Bench) -> Iterator[Row]:
         return
     if _VARIABLE not in os.environ:
         bench.note(f"Redis and object stores were not measured: {_VARIABLE} names none.")
-    places = {**_PLACES, **{url.partition(":")[0]: url for url in os.environ.get(_VARIABLE, "").split()}}
-    quick = [*_PLACES, *(place for place in places if place not in _PLACES)]
-    names = bench.grid(minimal=["memory", "disk"], quick=quick, full=quick)
-    cells = [
-        _Cell(*cell)
-        for cell in product(names, bench.grid(minimal=("int8",), quick=_QUANTISATIONS, full=_QUANTISATIONS))
-    ]
+    more = {url.partition(":")[0]: url for url in os.environ.get(_VARIABLE, "").split()}
+    places = {**_PLACES, **more}
+    names = [*bench.grid(minimal=["memory", "disk"], quick=[*_PLACES], full=[*_PLACES]), *more]
+    cells = [_Cell(*cell) for cell in product(names, _QUANTISATIONS[bench.grid(minimal=2, quick=0, full=0) :])]
     readers = bench.grid(minimal=[1, 2], quick=[1, 2, 4, 8], full=[1, 2, 4, 8])
     memories = _memories(bench)
     n_shares = 2 * len(cells) + 2
