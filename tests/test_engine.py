@@ -5,6 +5,7 @@ import torch
 
 from ultragist_rag import GistConfig, InputError, MemoryMismatchError, UltraGist
 from ultragist_rag.errors import ContextOverflowError
+from ultragist_rag.memory import ingest
 from ultragist_rag.testing import tiny_engine, tiny_model
 
 IDS = [torch.randint(3, 100, (1, n), generator=torch.Generator().manual_seed(n)) for n in (5, 21, 8)]
@@ -43,6 +44,23 @@ def test_many_documents_are_compressed_in_several_batches(engine):
     memories = engine.compress(documents)
     assert [memory.n_source_tokens for memory in memories] == [1 + n % 7 for n in range(70)]
     assert equal(memories[69], engine.compress(documents[69]))
+
+
+def test_batches_hold_every_document_once_and_stay_within_their_bounds(engine, monkeypatch):
+    monkeypatch.setattr(ingest, "_MAX_DOCUMENTS", 4)
+    monkeypatch.setattr(ingest, "_MAX_TOKENS", 20)
+    sizes = []
+    real = ingest.compress_ids
+
+    def noted(attachment, documents, **settings):
+        sizes.append([len(ids) for ids in documents])
+        return real(attachment, documents, **settings)
+
+    monkeypatch.setattr(ingest, "compress_ids", noted)
+    lengths = [5, 30, 1, 7, 3, 12, 2, 1, 8, 1]
+    memories = engine.compress([torch.arange(3, 3 + n)[None] for n in lengths])
+    assert [memory.n_source_tokens for memory in memories] == lengths
+    assert sizes == [[1, 1, 1, 2], [3, 5, 7], [8, 12], [30]]  # a window of 8 tokens bounds what a document counts
 
 
 def test_going_on_from_a_memory(engine):

@@ -99,17 +99,14 @@ class UltraGist:
     ) -> UltraGist:
         """Load a model with its gist parameters.
 
-        Four kinds are told apart: the authors' checkpoints (no remote code is run), our merged folders, our
-        adapter-only folders (their base is fetched), and plain bases, whose gist parameters are untrained copies.
+        Four kinds are told apart: the authors' checkpoints (both families; no remote code is run), our merged folders,
+        our adapter-only folders (their base is fetched and compared), and plain bases, with untrained gist parameters.
 
         Args:
             name: A folder, a hub id, or `bundled` for the model that comes with the package.
             config: Settings, instead of those that come with the checkpoint.
             calibration: File of a calibration, instead of one beside the weights; False for none.
             options: Passed on to transformers, such as revision, token, dtype, device_map and quantization_config.
-
-        Returns:
-            The engine.
 
         Raises:
             CheckpointError: If files are missing, damaged or do not fit together.
@@ -217,7 +214,8 @@ class UltraGist:
         Every window runs through the model once, followed (or interleaved) by its gist tokens. The pre-RoPE keys and
         values of the gist tokens enter the memory; those of the raw tokens are dropped, but for the tokens that the
         policy `verbatim` chooses: these stay as slots of their own, before the gist that covers them. A last window
-        that is not full is flushed: its gists are provisional until `seal`, so that a and then b gives what a + b does.
+        that is not full is flushed: its gists are provisional until `GistMemory.seal`, and going on makes them anew,
+        so that compressing a and then b gives what compressing a + b gives.
 
         Texts are untrusted: they never become special tokens. The lead token stands in front of each; ids may have it.
 
@@ -225,11 +223,13 @@ class UltraGist:
 
         Args:
             texts: One text or token sequence of shape (1, tokens), or several; each becomes its own memory.
-            ratio: Raw tokens per gist: one for all, one per text, or lists with one per window; default the config's.
+            ratio: Raw tokens per gist token (x-fold): one for all, or one per text, or for each text a list with one
+                per window; default `GistConfig.ratio`.
             memory: Memory to go on from (one text only); it is not changed.
             joint: Encode as one stream, the way the authors do: the first token inside, the sink kept.
             tail: `flush` condenses the open window too; `raw` keeps its tokens, as the authors do.
-            verbatim: Policy of the tokens that stay beside the gists, a name or a function; see docs/verbatim.md.
+            verbatim: Policy of the tokens that stay beside the gists: `codes`, `regex`, `surprisal`, `both`, or a
+                function; see docs/verbatim.md.
             slots: Slots that each memory may have, verbatim ones included. The lowest ratio that fits is taken: from
                 `ratio` on (one per text), by default from the lowest one that the config names.
 

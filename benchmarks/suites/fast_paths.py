@@ -47,9 +47,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     cells = bench.grid(minimal=[_Cell(_COMPRESS, 1, "all"), _Cell(_ASK, 1, "all")], quick=_QUICK, full=_QUICK)
     for cell in bench.progress(cells):
         run = _call(bench, cell)
-        pairs = bench.paired(
-            {"fast": run, "plain": lambda run=run, cell=cell: _without(cell.without, run)}, cells=len(cells)
-        )
+        pairs = bench.paired({"fast": run, "plain": _without(cell.without, run)}, cells=len(cells))
         yield Row(
             name=f"{cell.call}, without {cell.without}" if cell.without != "all" else f"{cell.call}, all plain",
             settings={"tokens": _tokens(bench), "n": cell.n, "ratio": 8, "left out": cell.without},
@@ -74,15 +72,18 @@ def _call(bench: Bench, cell: _Cell) -> Callable[[], object]:
     return lambda: bench.engine.generate([*memories, question], max_new_tokens=1, return_ids=True)
 
 
-def _without(paths: str, run: Callable[[], object]) -> object:
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = paths
-    try:
-        return run()
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before
+def _without(paths: str, run: Callable[[], object]) -> Callable[[], object]:
+    def plain() -> object:
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = paths
+        try:
+            return run()
+        finally:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
+
+    return plain
 
 
 SUITE = Suite(

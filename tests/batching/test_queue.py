@@ -5,28 +5,18 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from together import PATIENCE, N, facts, held, settings_of, until
 
 from ultragist_rag.batching import BatchQueue
-from ultragist_rag.errors import (
-    ContextOverflowError,
-    InputError,
-    QueueFullError,
-    RequestTimeoutError,
-    UltraGistError,
-)
+from ultragist_rag.errors import ContextOverflowError, InputError
 from ultragist_rag.memory import rows
 from ultragist_rag.reader import Reader
 from ultragist_rag.requests import _queues, turn
 
-PATIENCE = 60.0
-"""Seconds after which a test that hangs fails."""
-
-N = 8
 SETTINGS = [
     {},
     {"do_sample": True, "seed": 3},
@@ -43,49 +33,6 @@ ALONE = [
     {"repetition_penalty": 1.5},
     {"eos_token_id": 40},
 ]
-
-
-@pytest.fixture(scope="module")
-def engine(text_engine):
-    return text_engine
-
-
-@pytest.fixture(scope="module")
-def prompts(engine):
-    first, second = engine.compress(["the quick brown fox jumps " * 4, "over the lazy dog"])
-    return [["the fox"], [first, " what is it?"], ["read ", second, " and ", first, ", then answer"], ["a" * 40]]
-
-
-def until(condition):
-    """Wait for another thread."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
-
-
-def facts(given):
-    several = given if isinstance(given, list) else [given]
-    return [(one.text, one.ids.tolist(), one.finish, one.n_slots, one.n_prompt_tokens) for one in several]
-
-
-def settings_of(settings):
-    return {"max_new_tokens": N, **settings}
-
-
-@contextmanager
-def held(engine, queue, *asked):
-    """Start requests one after the other while somebody else has the turn; yield their futures."""
-    with ThreadPoolExecutor(32) as pool, turn(engine):
-        futures = []
-        for place, (pieces, settings) in enumerate([(["first of all"], {}), *asked]):
-            n_before = queue.stats().n_waiting
-            futures.append(pool.submit(queue.answer, pieces, **settings_of(settings)))
-            if place == 0:  # the engine is idle, so this one waits for the turn, as a batch of its own
-                until(lambda: queue._worker is not None and not queue._waiting)
-            else:
-                until(lambda: queue.stats().n_waiting > n_before or futures[-1].done())  # noqa: B023 - at once
-        yield futures[1:]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -124,9 +71,10 @@ def test_first_come_first_served(engine, prompts):
     assert queue.stats().batches == {1: 2, 2: 2, 3: 1}  # 0 1 | 2 | 3 4 5 | 6 7, after the one that held the others
 
 
-def test_a_batch_has_no_more_columns_than_the_model_has_positions(engine):
-    long = ["x" * (engine.max_positions - 100)]
-    asked = [(long, {"max_new_tokens": 2}), (["short"], {"max_new_tokens": 300}), (["short"], {"max_new_tokens": 4})]
+def test_a_batch_has_no_more_columns_than_the_model_has_positions(engine, monkeypatch):
+    monkeypatch.setattr(engine.attachment, "n_positions", 100)
+    long = ["x" * 80]
+    asked = [(long, {"max_new_tokens": 2}), (["short"], {"max_new_tokens": 30}), (["short"], {"max_new_tokens": 4})]
     with engine.batching(max_wait=0.0) as queue, held(engine, queue, *asked) as given:
         pass
     assert queue.stats().batches == {1: 2, 2: 1}
@@ -210,102 +158,6 @@ def test_an_error_of_the_model_reaches_everybody(engine, prompts, monkeypatch):
     assert queue.stats().n_failed == 3
 
 
-@pytest.mark.parametrize("how", ["cancelled", "late"])
-def test_a_request_that_is_cancelled_or_late_while_it_waits_leaves_no_trace(engine, prompts, how):
-    asked = threading.Event()
-    wish = {"cancelled": asked.is_set} if how == "cancelled" else {"timeout": 0.01}
-    with engine.batching(max_wait=0.0) as queue, held(engine, queue, (prompts[0], wish), (prompts[1], {})) as given:
-        asked.set()
-        until(given[0].done)
-        assert queue.stats().n_waiting == 1
-    if how == "cancelled":
-        assert (given[0].result().finish, len(given[0].result().ids)) == ("cancelled", 0)
-    else:
-        with pytest.raises(RequestTimeoutError, match="not done after"):
-            given[0].result()
-    assert facts(given[1].result()) == facts(engine.answer(prompts[1], max_new_tokens=N))
-    assert (queue.stats().n_answered, queue.stats().n_left) == (2, 1)
-
-
-@pytest.mark.parametrize("how", ["cancelled", "late"])
-def test_a_request_that_is_cancelled_or_late_while_it_is_decoded_does_not_stop_the_others(engine, prompts, how):
-    tokens, asked = [], threading.Event()
-
-    def take(token):
-        tokens.append(token)
-        if len(tokens) == 3:
-            asked.set()
-            threading.Event().wait(0.0 if how == "cancelled" else 1.0)
-
-    wish = {"cancelled": asked.is_set} if how == "cancelled" else {"timeout": 1.0}
-    one, other = (prompts[0], {"on_token": take, "max_new_tokens": 3000, **wish}), (prompts[1], {"max_new_tokens": 30})
-    with engine.batching(max_wait=0.0) as queue, held(engine, queue, one, other) as given:
-        pass
-    if how == "cancelled":
-        assert (given[0].result().finish, given[0].result().ids.tolist()) == ("cancelled", tokens)
-    else:
-        with pytest.raises(RequestTimeoutError, match="not done after"):
-            given[0].result()
-    assert len(tokens) <= 3
-    assert facts(given[1].result()) == facts(engine.answer(prompts[1], max_new_tokens=30))
-
-
-def test_a_batch_ends_when_nobody_wants_it_any_more(engine, prompts, monkeypatch):
-    decode, lengths, asked = rows.decode, [], threading.Event()
-
-    def noting(*args):
-        answers = decode(*args)
-        lengths.append(len(answers[0]))
-        return answers
-
-    monkeypatch.setattr(rows, "decode", noting)
-    wish = {"cancelled": asked.is_set, "max_new_tokens": 3000}
-    begun = {"on_token": lambda token: asked.set()}
-    with engine.batching(max_wait=0.0) as queue, held(engine, queue, (prompts[0], wish), (prompts[1], wish | begun)):
-        pass
-    assert lengths[1] < 10
-
-
-def test_a_full_queue_refuses_at_once_and_goes_on(engine, prompts):
-    with engine.batching(max_waiting=2) as queue:
-        with (
-            held(engine, queue, (prompts[0], {}), (prompts[1], {})) as given,
-            pytest.raises(QueueFullError, match="2 "),
-        ):
-            queue.answer("the fox")
-        assert [answer.result().finish for answer in given] == ["length", "length"]
-        assert queue.answer("the fox", max_new_tokens=2).finish == "length"
-        assert (queue.stats().n_refused, queue.stats().n_answered) == (1, 4)
-
-
-def test_closing_refuses_what_waits_and_what_comes(engine, prompts):
-    queue = engine.batching(max_wait=PATIENCE)
-    with held(engine, queue, (prompts[0], {}), (prompts[1], {})) as given:
-        queue.close()  # although the turn is not given back before
-        for answer in given:
-            with pytest.raises(UltraGistError, match="queue is closed"):
-                answer.result(PATIENCE)
-    with pytest.raises(UltraGistError, match="queue is closed"):
-        queue.answer("the fox")
-    assert queue.stats().n_refused == 4
-    assert queue._worker is None
-    queue.close()
-
-
-def test_closing_lets_the_batch_that_runs_end(engine, prompts):
-    queue, begun = engine.batching(), threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(queue.answer, prompts[1], max_new_tokens=50, on_token=lambda token: begun.set())
-        assert begun.wait(PATIENCE)
-        queue.close()
-        assert facts(answer.result()) == facts(engine.answer(prompts[1], max_new_tokens=50))
-
-
-def test_a_token_may_close_the_queue(engine):
-    queue = engine.batching()
-    assert queue.answer("the fox", max_new_tokens=3, on_token=lambda token: queue.close()).finish == "length"
-
-
 def test_no_thread_is_left_and_a_queue_can_be_dropped(engine):
     queue = engine.batching(max_wait=0.0)
     for _ in range(3):
@@ -353,18 +205,6 @@ async def test_coroutines_are_answered_side_by_side(engine, prompts):
         assert facts(answer) == facts(engine.answer(pieces, max_new_tokens=N))
 
 
-async def test_a_cancelled_task_leaves_the_queue(engine):
-    with engine.batching(max_wait=PATIENCE, max_batch=3) as queue:
-        await queue.aanswer("the fox", max_new_tokens=2)
-        task = asyncio.create_task(queue.aanswer("the fox", cancelled=lambda: False))
-        await asyncio.to_thread(until, lambda: queue.stats().n_waiting == 1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await asyncio.to_thread(until, lambda: queue.stats().n_left == 1)
-        assert queue.stats().n_waiting == 0
-
-
 def test_streams_are_rows_of_a_batch(engine, prompts):
     with engine.batching(max_wait=PATIENCE, max_batch=3) as queue:
         queue.answer("the fox", max_new_tokens=2)
@@ -372,20 +212,6 @@ def test_streams_are_rows_of_a_batch(engine, prompts):
             shown = pool.map(lambda pieces: "".join(queue.stream(pieces, max_new_tokens=N, stop=["e"])), prompts[:3])
         assert list(shown) == [engine.answer(pieces, max_new_tokens=N, stop=["e"]).text for pieces in prompts[:3]]
         assert queue.stats().batches == {1: 1, 3: 1}
-
-
-def test_a_stream_that_is_closed_leaves_the_batch_and_mistakes_show_before_the_first_piece(engine):
-    with engine.batching(max_wait=0.0) as queue:
-        with queue.stream("the fox", max_new_tokens=3000) as stream:
-            next(stream)
-        until(lambda: queue.stats().n_left == 1)
-        with pytest.raises(InputError):
-            queue.stream("the fox", num_beams=2)
-        with pytest.raises(ContextOverflowError):
-            queue.stream("a" * 5000)
-        late = queue.stream("the fox", timeout=0.01)
-        with turn(engine), pytest.raises(RequestTimeoutError):
-            next(late)
 
 
 def test_readers_and_batches_take_turns(engine, prompts):

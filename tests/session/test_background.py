@@ -27,6 +27,7 @@ def engine(text_engine):
 
 @pytest.fixture
 def session(engine):
+    until(lambda: not threads())  # of the test before
     session = engine.session(**SIZES, store=GistStore.open("memory://"))
     fill(session, 8)
     return session

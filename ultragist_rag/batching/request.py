@@ -66,7 +66,8 @@ class Request(Row):
 
     def decode_several(self, engine: UltraGist) -> None:
         """Decode what takes several rows, in the usual way."""
-        (self._answers,) = answer(engine, [self.prompt], self.decoding)
+        decoding = replace(self.decoding, cancelled=lambda: self.is_unwanted)
+        (self._answers,) = answer(engine, [self.prompt], decoding)
         self.end()
 
     def find_sources(self, engine: UltraGist) -> None:
@@ -86,13 +87,14 @@ class Request(Row):
             Exception: What went wrong.
         """
         if self.error is not None:
-            self.outcome = "refused" if self.outcome == "refused" else "failed"
+            if self.outcome != "refused":
+                self.outcome = "failed"
             raise self.error
         answers = self._cut(engine)
-        if any(one.finish == "cancelled" for one in answers):
-            self.turn.check()
-        else:
+        if self.done.is_set() and not any(one.finish == "cancelled" for one in answers):
             self.outcome = "answered"
+        else:
+            self.turn.check()
         return answers[0] if len(answers) == 1 else answers
 
     def _cut(self, engine: UltraGist) -> list[Answer]:

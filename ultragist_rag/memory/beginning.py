@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn.functional import pad
+from transformers import DynamicCache, StaticCache
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.fast import is_fast
@@ -44,7 +45,7 @@ class Beginning:
         mask: What the unread tokens see, as the attention function takes it; None for everything in front of them.
     """
 
-    cache: DynamicCache
+    cache: DynamicCache | StaticCache
     ids: Tensor
     filled: Tensor
     positions: Tensor
@@ -76,7 +77,13 @@ class Beginning:
             handle.remove()
 
 
-def begin(attachment: Attachment, prompts: Sequence[Prompt], assembled: Assembled | None = None) -> Beginning:
+def begin(
+    attachment: Attachment,
+    prompts: Sequence[Prompt],
+    *,
+    assembled: Assembled | None = None,
+    static: StaticCache | None = None,
+) -> Beginning:
     """Prepare prompts for generate.
 
     Memories are put into the cache. Where a mask of any shape can be had, all tokens are left for the first forward of
@@ -86,17 +93,24 @@ def begin(attachment: Attachment, prompts: Sequence[Prompt], assembled: Assemble
         attachment: The model; the caller holds its lock.
         prompts: Prompts of ids and memories that end in a token.
         assembled: What was assembled for recent prompts; None for nothing.
+        static: Cache of fixed size to fill; None for one that grows.
 
     Returns:
         What generate starts from.
 
     Raises:
-        InputError: If a prompt ends in a memory.
+        InputError: If a prompt ends in a memory, or `static` is given where the prompt cannot be read in one forward.
     """
     heads, tokens = zip(*map(_split_last, prompts), strict=True)
     recurrent = any(isinstance(p, GistMemory) and p.config.memory == "recurrent" for prompt in prompts for p in prompt)
-    if is_fast("one-forward") and takes_any_mask(attachment.model) and not recurrent:
-        return _all_unread(attachment, [list(prompt) for prompt in prompts], assembled or Assembled())
+    in_one = takes_any_mask(attachment.model) and not recurrent
+    if static is not None and not in_one:
+        raise InputError(
+            "cache_implementation is 'static', which needs memories of keys and values and attn_implementation 'sdpa' "
+            "or 'eager'. Use 'dynamic'."
+        )
+    if in_one and (is_fast("one-forward") or static is not None):
+        return _all_unread(attachment, [list(prompt) for prompt in prompts], assembled or Assembled(), static)
     state = prompt_forward(attachment, heads, wanted="none")
     last = torch.stack(tokens).to(state.ids.device)  # (batch, 1)
     filled = torch.cat((state.filled, torch.ones_like(last, dtype=torch.bool)), dim=1)
@@ -104,15 +118,24 @@ def begin(attachment: Attachment, prompts: Sequence[Prompt], assembled: Assemble
     return Beginning(state.cache, _with_ids(torch.cat((state.ids, last), dim=1)), filled, positions, None)
 
 
-def _all_unread(attachment: Attachment, prompts: list[list[Tensor | GistMemory]], assembled: Assembled) -> Beginning:
-    model, cache = attachment.model, DynamicCache()
+def _all_unread(
+    attachment: Attachment,
+    prompts: list[list[Tensor | GistMemory]],
+    assembled: Assembled,
+    static: StaticCache | None,
+) -> Beginning:
+    model, cache = attachment.model, DynamicCache() if static is None else static
     layout = lay_out(prompts, attachment.device)
     slots = assembled.slots(layout, lambda: rotated_slots(model, layout))
     for number, (keys, values) in enumerate(slots):
         cache.update(keys, values, number)
     ids = torch.cat((torch.full_like(layout.slot_positions, NOWHERE), layout.ids), dim=1)
     filled = torch.cat((layout.slot_positions, layout.positions), dim=1) != NOWHERE
-    mask = None if _is_causal(layout) else as_mask(model, visible(layout))
+    seen = visible(layout)
+    if static is not None:  # its columns behind the prompt are seen by no token of it
+        layer: Any = static.layers[0]
+        seen = pad(seen, (0, layer.max_cache_len - seen.shape[3]))
+    mask = None if _is_causal(layout) else as_mask(model, seen)
     return Beginning(cache, _with_ids(ids), filled, layout.positions.clamp(min=0), mask)
 
 

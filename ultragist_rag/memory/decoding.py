@@ -71,6 +71,8 @@ class Decoding:
         seed: Of the draws. Each prompt is drawn as if it were asked alone, so equal prompts get equal answers; None
             draws seeds from torch's global generator.
         cancelled: Asked after every token; True ends the answer there.
+        cache_implementation: `dynamic`, a cache that grows, or `static`, one of fixed size that is kept for the next
+            call: on a GPU transformers compiles decoding then, which takes a while at first. One answer per prompt.
         stock: Further settings for transformers' generate, such as `repetition_penalty`.
 
     Raises:
@@ -88,6 +90,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     cancelled: Callable[[], bool] | None = None
+    cache_implementation: str = "dynamic"
     stock: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -130,6 +133,16 @@ class Decoding:
             raise InputError(
                 f"{self.num_return_sequences} answers from {self.num_beams} beams would be equal: set do_sample=True "
                 f"or num_beams={self.num_return_sequences}."
+            )
+
+        if self.cache_implementation not in ("dynamic", "static"):
+            raise InputError(
+                f"cache_implementation is {self.cache_implementation!r}, but must be 'dynamic' or 'static'."
+            )
+        if self.cache_implementation == "static" and self.rows > 1:
+            raise InputError(
+                f"cache_implementation is 'static', which holds one row per prompt, but {self.rows} are decoded. Use "
+                "'dynamic'."
             )
 
     @property

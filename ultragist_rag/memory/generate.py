@@ -24,6 +24,7 @@ from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
 from ultragist_rag.memory.prompt import count_prompt
+from ultragist_rag.memory.static import static_cache
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.modes import in_eval_mode
 
@@ -215,7 +216,11 @@ def decode(
     with engine.attachment.lock, in_eval_mode(model):
         if decoding.cancelled is not None and decoding.cancelled():  # while waiting for the lock
             return [torch.empty(0, dtype=torch.long)] * (len(prompts) * decoding.num_return_sequences)
-        start = begin(engine.attachment, prompts, getattr(engine, "assembled", None))
+        static = None
+        if decoding.cache_implementation == "static":
+            static = static_cache(model, len(prompts), n_columns(prompts, decoding.max_new_tokens))
+        assembled = getattr(engine, "assembled", None)
+        start = begin(engine.attachment, prompts, assembled=assembled, static=static)
         if decoding.rows > 1:
             start.cache.batch_repeat_interleave(decoding.rows)
         start = start.copied(decoding.rows if decoding.samples else 1)

@@ -11,7 +11,7 @@ Holds     one memory per text, in order, whatever the batches are.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 from weakref import WeakSet
@@ -30,8 +30,8 @@ from ultragist_rag.types import RaggedIds
 
 __all__ = ["CompressSettings", "check_memory", "compress_texts", "verbatim_tokens"]
 
-_MAX_DOCUMENTS, _MAX_TOKENS = 32, 16_384
-"""Documents that are compressed side by side, and the tokens of their windows together."""
+_MAX_DOCUMENTS, _MAX_TOKENS = 128, 16_384
+"""Documents that are compressed side by side, and the raw tokens of a forward, padding included."""
 
 _warned: WeakSet[Any] = WeakSet()
 
@@ -164,12 +164,20 @@ def _compress_batches(
     order = sorted(range(len(documents)), key=lambda place: len(documents[place]))
     verbatim: Verbatim | None = settings.pop("verbatim")
     made: dict[int, GistMemory] = {}
-    size = max(1, min(_MAX_DOCUMENTS, _MAX_TOKENS // attachment.config.window))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    for rows in _batches(order, [min(len(ids), attachment.config.window) for ids in documents]):
         with attachment.lock:
             ratio = [plans[row] for row in rows]
             kept = replace(verbatim, flags=[verbatim.flags[row] for row in rows]) if verbatim else None
             batch = compress_ids(attachment, [documents[row] for row in rows], ratio=ratio, verbatim=kept, **settings)
         made.update(zip(rows, batch, strict=True))
     return [made[place] for place in range(len(documents))]
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut documents, shortest first, into batches; the last of each decides how wide its forward is."""
+    start = 0
+    for stop in range(1, len(order) + 1):
+        n = stop + 1 - start
+        if stop == len(order) or n > _MAX_DOCUMENTS or n * lengths[order[stop]] > _MAX_TOKENS:
+            yield order[start:stop]
+            start = stop

@@ -133,6 +133,7 @@ def _can_be_batch(rows: Sequence[Row], n_positions: int) -> bool:
     return (
         not any(row.is_alone for row in rows)
         and all(row.ends == rows[0].ends for row in rows)
+        and len({row.decoding.cache_implementation for row in rows}) == 1
         and n_columns([row.prompt for row in rows], longest) <= n_positions
     )
 
@@ -149,6 +150,7 @@ def decode_rows(engine: Engine, rows: Sequence[Row]) -> None:
     decoding = _SideBySide(
         max_new_tokens=max(row.decoding.max_new_tokens for row in rows),
         stock=rows[0].decoding.stock,
+        cache_implementation=rows[0].decoding.cache_implementation,
         cancelled=lambda: all(row.is_unwanted for row in rows),
         each=tuple(rows),
     )

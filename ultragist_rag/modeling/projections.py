@@ -96,4 +96,8 @@ def gist_rows(projection: nn.Module, hidden: Tensor, output: Tensor, rows: Tenso
     mine = projection(chosen)
     if isinstance(projection, LowRankDifference):
         mine = flat.index_select(0, rows) + mine.to(flat.dtype)
-    return flat.index_copy(0, rows, mine.to(flat.dtype)).view_as(output)
+    if torch.is_grad_enabled():
+        return flat.index_copy(0, rows, mine.to(flat.dtype)).view_as(output)
+    return flat.index_copy_(0, rows, mine.to(flat.dtype)).view_as(
+        output
+    )  # the projection just made it: nobody else has it

@@ -10,10 +10,9 @@ Holds     what is there is what would be there if turns that were forgotten had 
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ultragist_rag.background import in_background
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import with_lead
@@ -269,8 +269,9 @@ class Conversation:
         grown = self._maker.grown(state, added)
         if later:
             self._maker.warn(grown)
+            make = partial(self._maker.settle, grown)  # without a reference to the session
+            self._pending = in_background(make, "ultragist-session")
             self._now, self._is_settled = grown, False
-            self._pending = _in_background(partial(self._maker.settle, grown))  # no reference to the session
         else:
             self._state = self._maker.settle(grown)
         return [turn.id for turn, _ in added]
@@ -304,17 +305,3 @@ class Conversation:
 
 def _place(part: Part, state: State, recent: Collection[Part]) -> str:
     return "recent" if part in recent else "compressed" if part in state.held else "archived"
-
-
-def _in_background(make: Callable[[], State]) -> Future[State]:
-    """Run a call in a thread of its own, which ends with it."""
-    future: Future[State] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(make())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), name="ultragist-session").start()
-    return future

@@ -1,17 +1,22 @@
 """Fill a store: compress what is not there yet.
 
-Is        the loop behind `get_or_compress`, one batch of texts at a time.
+Is        the loop behind `get_or_compress`, one batch of texts at a time; one is written while the next is compressed.
 Flow      shelf, recipes, reports -> [filling] -> store.
 Change    the order in which texts are compressed, what is reported.
 Not here  ids and recipes of texts -> store.py, recipes.py.
-Holds     every memory is stored as soon as its batch is done, so that what fails later loses nothing.
+Holds     every memory is stored as soon as its batch is done, so that what fails later loses nothing; no more than one
+          batch waits to be written.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 
+from ultragist_rag.background import in_background
+from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store.recipes import BATCH, Compressor, repeat
 from ultragist_rag.store.reports import StoreProgress
 from ultragist_rag.store.shelf import Shelf
@@ -36,7 +41,7 @@ def fill(
         engine: What compresses.
         records: Texts with their recipes and ids; the same may come twice.
         keep_source: Whether the records are stored, too.
-        report: Called after the look-up, and after each batch.
+        report: Called after the look-up, and after each batch, when it is stored.
 
     Returns:
         How many different ones were there, and how many were not.
@@ -46,10 +51,23 @@ def fill(
     missing.sort(key=lambda record: len(record.text))  # texts of one length waste nothing in a batch
     n_hits = len(unique) - len(missing)
     report(StoreProgress(len(unique), n_hits, 0))
-    for start in range(0, len(missing), BATCH):
+    saving: Future[int] | None = None
+    for start in range(0, len(missing) + BATCH, BATCH):
         batch = missing[start : start + BATCH]
-        for record, memory in zip(batch, repeat(engine, batch), strict=True):
-            shelf.save(memory, record, keep_source)
-        report(StoreProgress(len(unique), n_hits, start + len(batch)))
+        try:
+            memories = repeat(engine, batch) if batch else []
+        finally:
+            if saving is not None:
+                report(StoreProgress(len(unique), n_hits, saving.result()))
+        save = partial(_save, shelf, memories, batch, keep_source, start + len(batch))
+        saving = in_background(save, "ultragist-store") if batch else None
     _log.info("%d of %d texts were stored already, %d compressed", n_hits, len(unique), len(missing))
     return n_hits, len(missing)
+
+
+def _save(
+    shelf: Shelf, memories: Sequence[GistMemory], records: Sequence[SourceRecord], keep_source: bool, n_done: int
+) -> int:
+    for memory, record in zip(memories, records, strict=True):
+        shelf.save(memory, record, keep_source)
+    return n_done
