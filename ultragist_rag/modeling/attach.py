@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -34,26 +34,28 @@ _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyD
 
 
 class _LayerHooks:
-    """The hooks of one attention layer."""
+    """The hooks of one attention layer.
 
-    def __init__(self, attention: Any, n_layers: int, layer: int) -> None:
-        self.window: Window | None = None
+    Only the layer itself is hooked. Its projections compute otherwise from when it begins to when it ends, and only if
+    there is a window, so that any other forward, one token of an answer for example, pays next to nothing.
+    """
+
+    def __init__(self, attention: Any, layer: int) -> None:
         self.layer = layer
         self.attention = attention
         self.expected = {letter: getattr(attention, f"{letter}_proj") for letter in _LETTERS}
+        self._changed: list[tuple[Any, Any]] = []
         self.handles = [
             attention.register_forward_pre_hook(self.open, with_kwargs=True),
             attention.register_forward_hook(self.close, always_call=True),
         ]
-        for letter in _LETTERS:
-            self.handles.append(self.expected[letter].register_forward_hook(self.project(letter)))
-        if hasattr(attention, "k_norm"):
-            self.handles.append(attention.k_norm.register_forward_hook(self.capture_normed))
 
-    def open(self, attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def open(self, attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Take the window out of the keywords; stand in for the cache if it has a past."""
-        self.window = kwargs.pop("gist_window", None)
-        if self.window is None:
+        if "gist_window" not in kwargs:
+            return None
+        window = kwargs.pop("gist_window")
+        if window is None:
             return args, kwargs
         for letter, module in self.expected.items():
             if getattr(attention, f"{letter}_proj") is not module:
@@ -61,21 +63,36 @@ class _LayerHooks:
                     f"{letter}_proj of layer {self.layer} was replaced after attach (by PEFT, perhaps), so gist rows "
                     "would be projected wrongly. Detach, then attach to the model as it is now."
                 )
-        if self.window.past is not None:
-            kwargs["past_key_values"] = self.window
+            self._change(module, self._projected(letter, window))
+        if hasattr(attention, "k_norm"):
+            self._change(attention.k_norm, lambda _, output: self._captured(window, output))
+        if window.past is not None:
+            kwargs["past_key_values"] = window
         return args, kwargs
 
     def close(self, *_: Any) -> None:
-        """Forget the window, also after an error."""
-        self.window = None
+        """Let projections compute as before, also after an error."""
+        while self._changed:
+            module, before = self._changed.pop()
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
 
-    def project(self, letter: str) -> Any:
-        """Make the hook of one projection."""
+    def _change(self, module: Any, change: Callable[[tuple[Any, ...], Tensor], Tensor]) -> None:
+        """Change what a module computes, given its arguments and its output."""
+        self._changed.append((module, module.__dict__.get("forward")))
+        forward = module.forward
 
-        def hook(_: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            window = self.window
-            if window is None:
-                return output
+        def changed(*args: Any, **kwargs: Any) -> Tensor:
+            return change(args, forward(*args, **kwargs))
+
+        module.forward = changed
+
+    def _projected(self, letter: str, window: Window) -> Callable[[tuple[Any, ...], Tensor], Tensor]:
+        """Make the change of one projection."""
+
+        def change(args: tuple[Any, ...], output: Tensor) -> Tensor:
             mine = getattr(self.attention, f"{PREFIX}_{letter}_proj", None)
             if mine is not None and window.rows is not None:
                 output = gist_rows(mine, args[0], output, window.rows.to(output.device))
@@ -84,12 +101,12 @@ class _LayerHooks:
                 window.capture(window.keys if letter == "k" else window.values, self.layer, rows)
             return output
 
-        return hook
+        return change
 
-    def capture_normed(self, _module: Any, _args: Any, output: Tensor) -> None:
+    def _captured(self, window: Window, output: Tensor) -> Tensor:
         """Capture keys behind their norm, which is what gets rotated."""
-        if self.window is not None:
-            self.window.capture(self.window.keys, self.layer, output)
+        window.capture(window.keys, self.layer, output)
+        return output
 
 
 class Attachment:
@@ -117,7 +134,7 @@ class Attachment:
         self.runs_kept = False
         self._embedding_window: Window | None = None
         self._add_modules()
-        self._hooks = [_LayerHooks(attention, self.n_layers, index) for index, attention in enumerate(self.layers)]
+        self._hooks = [_LayerHooks(attention, index) for index, attention in enumerate(self.layers)]
         self._handles: list[Any] = [
             self.decoder.register_forward_pre_hook(self._open, with_kwargs=True),
             self.decoder.register_forward_hook(self._close, always_call=True),
