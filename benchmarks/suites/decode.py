@@ -61,7 +61,7 @@ class _Cell:
     context: int
     batch: int
     ratio: int = 8
-    n_new: int = 16
+    n_new: int = 32
 
     @property
     def chunk(self) -> int:
@@ -183,12 +183,12 @@ def decode(bench: Bench, cache: DynamicCache, columns: int, n: int) -> torch.Ten
 
 
 def _without_first(pairs: Pairs, cell: _Cell) -> Pairs:
-    """Take off the median time of one token; the shortest, should a disturbed machine leave nothing otherwise."""
+    """Take the time of one token off, round by round; its median, should a disturbed round leave nothing."""
     left = {}
     for name in [name.removesuffix(", 1") for name in pairs.times if name.endswith(", 1")]:
         first, whole = pairs.times[f"{name}, 1"], pairs.times[f"{name}, {1 + cell.n_new}"]
-        taken = median(first) if median(first) < min(whole) else min(first)
-        left[name] = [one - taken for one in whole]
+        rests = [all_ - one for all_, one in zip(whole, first, strict=True)]
+        left[name] = rests if min(rests) > 0 else [max(all_ - median(first), 1e-9) for all_ in whole]
     return Pairs(left)
 
 
