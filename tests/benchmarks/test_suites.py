@@ -113,7 +113,8 @@ def test_work_of_the_layers_is_what_torch_counts(bench: Bench) -> None:
     counted = counter.get_flop_counts()["Global"]
     per_key = prefill_flops(bench.engine, 2) - 2 * prefill_flops(bench.engine, 1)
     assert counted.pop(torch.ops.aten.mm) == prefill_flops(bench.engine, 16) - per_key * 16 * 17 // 2
-    assert sum(counted.values()) in (0, per_key * 16 * 16)  # if torch counts attention, then hidden keys too
+    others = sum(counted.values())  # if torch counts attention, then hidden keys too; and angles of positions
+    assert others == 0 or 0 <= others - per_key * 16 * 16 < 0.01 * others
 
 
 @pytest.mark.parametrize(

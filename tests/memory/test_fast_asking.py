@@ -112,7 +112,8 @@ def test_layers_that_lie_apart_or_carry_gradients_are_not_taken_for_one_piece():
     assert pack(learning[:2], learning[2:])["keys"][0] is learning[0]
 
 
-def test_prompts_over_the_same_memories_find_them_assembled(engine):
+def test_prompts_over_the_same_memories_find_them_assembled(engine, monkeypatch):
+    monkeypatch.setenv(fast.VARIABLE, "")
     model = engine.attachment.model
     first, second = packed_memory(model, 5, 5), packed_memory(model, 11, 11)
     prompts = [
@@ -133,7 +134,8 @@ def test_prompts_over_the_same_memories_find_them_assembled(engine):
     engine.assembled = Assembled()
 
 
-def test_assembled_memories_stay_within_their_bytes_and_keep_no_memory_alive(engine):
+def test_assembled_memories_stay_within_their_bytes_and_keep_no_memory_alive(engine, monkeypatch):
+    monkeypatch.setenv(fast.VARIABLE, "")
     import gc
     import weakref
 
