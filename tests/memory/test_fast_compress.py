@@ -153,3 +153,41 @@ def test_unknown_names_of_fast_paths_are_refused(monkeypatch):
     monkeypatch.setenv(fast.VARIABLE, "kept-rows,warp")
     with pytest.raises(InputError, match="warp"):
         fast.is_fast("kept-rows")
+
+
+def test_a_gist_that_is_kept_as_a_sink_too_counts_once(monkeypatch, calls):
+    engine = tiny_engine(sink=2, window=16, placement="interleave", attention="full-coverage")
+    assert_equal(both_ways(monkeypatch, engine, [ids(40)], ratio=[[1, 4]], joint=True))
+    engine = tiny_engine(sink=3, window=16, placement="interleave", attention="full-coverage")
+    assert_equal(both_ways(monkeypatch, engine, [ids(40)], ratio=2, joint=True))
+    assert calls
+
+
+@pytest.mark.parametrize("plain", ["", "all"])
+def test_an_interrupt_leaves_nothing_behind(monkeypatch, plain):
+    """Torch calls no hook after an error that is not an Exception."""
+    monkeypatch.setenv(fast.VARIABLE, plain)
+    engine = tiny_engine()
+    expected = engine.compress(ids(20)[None])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = engine.model.model.layers[0].self_attn.v_proj.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.compress(ids(20)[None])
+    handle.remove()
+    assert not any("forward" in vars(module) for module in engine.model.modules())
+    assert engine.attachment._embedding_window is None
+    assert_equal([(expected, engine.compress(ids(20)[None]))])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("plain", ["split-attention", "all"])
+def test_compiled_layers_give_the_same(monkeypatch, plain):
+    monkeypatch.setenv(fast.VARIABLE, plain)
+    engine = tiny_engine()
+    expected = engine.compress(ids(20)[None])
+    for layer in engine.model.model.layers:
+        layer.compile(backend="eager")
+    assert_equal([(expected, engine.compress(ids(20)[None]))])
