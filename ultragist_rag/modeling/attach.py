@@ -63,7 +63,8 @@ class _LayerHooks:
         if self._changed:
             self._put_back()
 
-    @torch.compiler.disable  # what compiled code reads from a module is not what it wrote there
+    # What compiled code reads from a module is not what it wrote there.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin(self, args: Any, kwargs: dict[str, Any], window: Window) -> tuple[Any, dict[str, Any]]:
         attention = self.attention
         for letter, module in self.expected.items():
@@ -79,7 +80,7 @@ class _LayerHooks:
             kwargs["past_key_values"] = window
         return args, kwargs
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _put_back(self) -> None:
         while self._changed:
             module, before = self._changed.pop()
