@@ -44,7 +44,7 @@ class _LayerHooks:
         self.layer = layer
         self.attention = attention
         self.expected = {letter: getattr(attention, f"{letter}_proj") for letter in _LETTERS}
-        self._changed: list[tuple[Any, Any]] = []
+        self._changed: list[Any] = []
         self.handles = [
             attention.register_forward_pre_hook(self.open, with_kwargs=True),
             attention.register_forward_hook(self.close, always_call=True),
@@ -83,21 +83,11 @@ class _LayerHooks:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _put_back(self) -> None:
         while self._changed:
-            module, before = self._changed.pop()
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
+            self._changed.pop().remove()
 
     def _change(self, module: Any, change: Callable[[tuple[Any, ...], Tensor], Tensor]) -> None:
-        """Change what a module computes, given its arguments and its output."""
-        self._changed.append((module, module.__dict__.get("forward")))
-        forward = module.forward
-
-        def changed(*args: Any, **kwargs: Any) -> Tensor:
-            return change(args, forward(*args, **kwargs))
-
-        module.forward = changed
+        """Change what a module gives, behind all hooks that others have put there."""
+        self._changed.append(module.register_forward_hook(lambda _, args, output: change(args, output)))
 
     def _projected(self, letter: str, window: Window) -> Callable[[tuple[Any, ...], Tensor], Tensor]:
         """Make the change of one projection."""
