@@ -156,6 +156,19 @@ def test_assembled_memories_stay_within_their_bytes_and_keep_no_memory_alive(eng
     engine.assembled = Assembled()
 
 
+def test_assembled_memories_of_other_batches_and_number_formats_are_not_taken():
+    tiny = tiny_engine()
+    first, second = (packed_memory(tiny.model, 3, seed) for seed in (1, 2))
+    ids = torch.tensor([[7, 8, 9]])
+    expected = generate(tiny, [first, second, ids], max_new_tokens=3).tolist()
+    tiny.assembled = Assembled(2**20)
+    generate(tiny, [[first, ids], [ids, second, ids]], max_new_tokens=3)  # the same slots at the same places
+    assert generate(tiny, [first, second, ids], max_new_tokens=3).tolist() == expected
+    tiny.model.to(torch.bfloat16)
+    assert generate(tiny, [first, second, ids], max_new_tokens=3).shape == (1, 3)
+    assert (tiny.assembled.hits, tiny.assembled.misses) == (0, 3)
+
+
 def test_a_negative_number_of_bytes_for_assembled_memories_is_refused():
     with pytest.raises(InputError, match="max_bytes is -1"):
         Assembled(-1)

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ultragist_rag import fast
+from ultragist_rag import UltraGist, fast
+from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory import windows
 from ultragist_rag.memory.compress import Verbatim, compress_ids
 from ultragist_rag.modeling import selftest, split
-from ultragist_rag.testing import FAMILIES, tiny_engine
+from ultragist_rag.testing import FAMILIES, tiny_engine, tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import architectures
@@ -153,3 +154,56 @@ def test_unknown_names_of_fast_paths_are_refused(monkeypatch):
     monkeypatch.setenv(fast.VARIABLE, "kept-rows,warp")
     with pytest.raises(InputError, match="warp"):
         fast.is_fast("kept-rows")
+
+
+def test_a_gist_that_is_kept_as_a_sink_too_counts_once(monkeypatch, calls):
+    engine = tiny_engine(sink=2, window=16, placement="interleave", attention="full-coverage")
+    assert_equal(both_ways(monkeypatch, engine, [ids(40)], ratio=[[1, 4]], joint=True))
+    engine = tiny_engine(sink=3, window=16, placement="interleave", attention="full-coverage")
+    assert_equal(both_ways(monkeypatch, engine, [ids(40)], ratio=2, joint=True))
+    assert calls
+
+
+@pytest.mark.parametrize("plain", ["", "all"])
+def test_an_interrupt_leaves_nothing_behind(monkeypatch, plain):
+    """Torch calls no hook after an error that is not an Exception."""
+    monkeypatch.setenv(fast.VARIABLE, plain)
+    engine = tiny_engine()
+    expected = engine.compress(ids(20)[None])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = engine.model.model.layers[0].self_attn.v_proj.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.compress(ids(20)[None])
+    handle.remove()
+    assert not any(layer._forward_hooks for layer in engine.model.modules() if isinstance(layer, torch.nn.Linear))
+    assert engine.attachment._embedding_window is None
+    assert_equal([(expected, engine.compress(ids(20)[None]))])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("plain", ["split-attention", "all"])
+def test_compiled_layers_give_the_same(monkeypatch, plain):
+    monkeypatch.setenv(fast.VARIABLE, plain)
+    engine = tiny_engine()
+    expected = engine.compress(ids(20)[None])
+    for layer in engine.model.model.layers:
+        layer.compile(backend="eager")
+    engine.generate([expected, ids(4)[None]], max_new_tokens=2)
+    assert_equal([(expected, engine.compress(ids(20)[None]))])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_hooks_of_others_count_either_way(monkeypatch, first):
+    """What they give is what is kept, whether they were there before the gist modules or came later."""
+    model = tiny_model()
+    layers = [layer.self_attn for layer in model.model.layers]
+    engine = None if first else UltraGist.attach(model, None, GistConfig(window=16))
+    for layer in layers:
+        layer.v_proj.register_forward_hook(lambda _module, _args, output: output * 1.5)
+    engine = engine or UltraGist.attach(model, None, GistConfig(window=16))
+    document = ids(40)
+    verbatim = Verbatim("some", [document.numpy() % 5 == 0])
+    assert_equal(both_ways(monkeypatch, engine, [document], ratio=8, verbatim=verbatim))

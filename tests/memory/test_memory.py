@@ -1,3 +1,7 @@
+import copy
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError
 from ultragist_rag.layout.slots import GIST, RAW, SINK, VERBATIM, SlotTable
 from ultragist_rag.memory.memory import GistMemory, Progress, Segment
+from ultragist_rag.memory.packing import pack
 from ultragist_rag.memory.segments import segments_of, table_of
 
 SEGMENTS = (
@@ -74,6 +79,21 @@ def test_detaching_cuts_the_history():
     )
     assert grown.keys[0].requires_grad
     assert not grown.detach().keys[0].requires_grad
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_lie_in_one_piece_too(copied):
+    made = memory()
+    for one in (made, replace(made, **pack(made.keys, made.values))):
+        other = copied(one)
+        assert (other.packed is None) == (one.packed is None)
+        assert other.packed is None or other.packed.data_ptr() == other.keys[0].data_ptr()
+        assert (other.segments, other.progress, other.config) == (one.segments, one.progress, one.config)
+        for mine, theirs in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+            assert torch.equal(mine, theirs)
+            assert mine.data_ptr() != theirs.data_ptr()
+    large = replace(made, **pack(made.keys * 20, made.values * 20))
+    assert len(pickle.dumps(large)) < 1.5 * large.nbytes + 8000
 
 
 def test_the_table_of_the_segments_is_the_table():

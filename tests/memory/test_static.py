@@ -51,6 +51,9 @@ def test_a_cache_is_used_again_while_rows_and_length_fit():
     with torch.inference_mode():
         other = static.static_cache(model, 1, 256)
     assert static.static_cache(model, 1, 256) is not other
+    cache = static.static_cache(model, 1, 256)
+    model.to(torch.bfloat16)
+    assert static.static_cache(model, 1, 256) is not cache
 
 
 def test_what_static_caches_cannot_do_is_refused(engine, monkeypatch):

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ultragist_rag.errors import InputError
@@ -56,11 +57,12 @@ class Assembled:
         self.nbytes = self.hits = self.misses = 0
         self._entries: OrderedDict[object, _Entry] = OrderedDict()
 
-    def slots(self, layout: Layout, assemble: Callable[[], Slots]) -> Slots:
+    def slots(self, layout: Layout, dtype: torch.dtype, assemble: Callable[[], Slots]) -> Slots:
         """Return the slots of a layout, from here or made now.
 
         Args:
             layout: Of the prompts.
+            dtype: Number format of the model.
             assemble: Makes them.
 
         Returns:
@@ -69,7 +71,8 @@ class Assembled:
         if not self.max_bytes or not layout.memories:
             return assemble()
         places = (layout.slot_index, layout.slot_positions)
-        key = (tuple(map(id, layout.memories)), *(part.cpu().numpy().tobytes() for part in places))
+        numbers = tuple(part.cpu().numpy().tobytes() for part in places)
+        key = (tuple(map(id, layout.memories)), layout.slot_index.shape, layout.slot_index.device, dtype, *numbers)
         entry = self._entries.get(key)
         if entry and all(ref() is memory for ref, memory in zip(entry.memories, layout.memories, strict=True)):
             self.hits += 1

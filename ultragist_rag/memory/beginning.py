@@ -126,7 +126,7 @@ def _all_unread(
 ) -> Beginning:
     model, cache = attachment.model, DynamicCache() if static is None else static
     layout = lay_out(prompts, attachment.device)
-    slots = assembled.slots(layout, lambda: rotated_slots(model, layout))
+    slots = assembled.slots(layout, model.dtype, lambda: rotated_slots(model, layout))
     for number, (keys, values) in enumerate(slots):
         cache.update(keys, values, number)
     ids = torch.cat((torch.full_like(layout.slot_positions, NOWHERE), layout.ids), dim=1)

@@ -11,7 +11,7 @@ Holds     the segments of a memory lie side by side and cover all its slots.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -240,6 +240,13 @@ class GistMemory:
         closed = replace(self.progress, window_start=tokens, open_ids=(), open_verbatim=())
         return replace(self, progress=replace(closed, n_provisional=0, interleave_phase=0))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as one tensor what lies in one piece: a pickle would hold the whole piece for each layer."""
+        known = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        if self.packed is not None:
+            del known["keys"], known["values"]
+        return _restored, (self.packed, known)
+
     def _count(self, kind: SegmentKind) -> int:
         return sum(segment.stop - segment.start for segment in self.segments if segment.kind == kind)
 
@@ -257,3 +264,7 @@ class GistMemory:
         return (
             f"GistMemory(slots={self.slots}, {kinds}, n_source_tokens={self.n_source_tokens}, layers={len(self.keys)})"
         )
+
+
+def _restored(packed: Tensor | None, known: Mapping[str, Any]) -> GistMemory:
+    return GistMemory(**known) if packed is None else GistMemory(**unpacked(packed), **known)

@@ -47,7 +47,8 @@ def static_cache(model: Any, rows: int, columns: int) -> StaticCache:
             "padding. Upgrade transformers, or use 'dynamic'."
         )
     length = -(-columns // _STEP) * _STEP
-    shape = (rows, length, torch.is_inference_mode_enabled())  # tensors made in that mode cannot be written to outside
+    mode = torch.is_inference_mode_enabled()  # tensors made in that mode cannot be written to outside
+    shape = (rows, length, mode, model.dtype, model.device)
     known = _kept.get(model)
     if known is not None and known[0] == shape:
         known[1].reset()

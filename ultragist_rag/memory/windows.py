@@ -149,7 +149,7 @@ def remaining(
         rows = Rows.packed(steps, n_lead, n_past)
     laid = _lay_out(attachment, rows, source, offsets, lead)
     visible: Tensor | Split = rows.mask(0, device) if rows.n_raw is None else _split(rows, device)
-    chosen = [step.keep[step.keep >= len(step.past)] - len(step.past) for step in steps]
+    chosen = [_kept_rows(step) for step in steps]
     keys, values = encode_kept(
         attachment,
         laid.ids,
@@ -187,10 +187,15 @@ def _padded(rows: Sequence[Ints]) -> Tensor:
     return torch.from_numpy(padded)
 
 
+def _kept_rows(step: Step) -> Ints:
+    """Numbers of the rows that remain, each once: a gist among the first rows may be kept as a sink, too."""
+    return np.unique(step.keep[step.keep >= len(step.past)] - len(step.past))
+
+
 def _places_among_kept(step: Step, n_past: int) -> Ints:
     """Places of the slots that remain, where new rows lie one behind the other."""
-    is_new = step.keep >= len(step.past)
-    return np.where(is_new, n_past + np.cumsum(is_new) - 1, step.keep)
+    rows = step.keep - len(step.past)
+    return np.where(rows >= 0, n_past + np.searchsorted(_kept_rows(step), rows), step.keep)
 
 
 def keep_rows(kv: KV, steps: Sequence[Step], n_past: int) -> KV:

@@ -44,19 +44,29 @@ class _LayerHooks:
         self.layer = layer
         self.attention = attention
         self.expected = {letter: getattr(attention, f"{letter}_proj") for letter in _LETTERS}
-        self._changed: list[tuple[Any, Any]] = []
+        self._changed: list[Any] = []
         self.handles = [
             attention.register_forward_pre_hook(self.open, with_kwargs=True),
             attention.register_forward_hook(self.close, always_call=True),
         ]
 
-    def open(self, attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def open(self, _attention: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Take the window out of the keywords; stand in for the cache if it has a past."""
+        self.close()  # after an interrupt torch calls no hook that would have
         if "gist_window" not in kwargs:
             return None
         window = kwargs.pop("gist_window")
-        if window is None:
-            return args, kwargs
+        return (args, kwargs) if window is None else self._begin(args, kwargs, window)
+
+    def close(self, *_: Any) -> None:
+        """Let projections compute as before, also after an error."""
+        if self._changed:
+            self._put_back()
+
+    # What compiled code reads from a module is not what it wrote there.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin(self, args: Any, kwargs: dict[str, Any], window: Window) -> tuple[Any, dict[str, Any]]:
+        attention = self.attention
         for letter, module in self.expected.items():
             if getattr(attention, f"{letter}_proj") is not module:
                 raise UnsupportedModelError(
@@ -70,24 +80,14 @@ class _LayerHooks:
             kwargs["past_key_values"] = window
         return args, kwargs
 
-    def close(self, *_: Any) -> None:
-        """Let projections compute as before, also after an error."""
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _put_back(self) -> None:
         while self._changed:
-            module, before = self._changed.pop()
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
+            self._changed.pop().remove()
 
     def _change(self, module: Any, change: Callable[[tuple[Any, ...], Tensor], Tensor]) -> None:
-        """Change what a module computes, given its arguments and its output."""
-        self._changed.append((module, module.__dict__.get("forward")))
-        forward = module.forward
-
-        def changed(*args: Any, **kwargs: Any) -> Tensor:
-            return change(args, forward(*args, **kwargs))
-
-        module.forward = changed
+        """Change what a module gives, behind all hooks that others have put there."""
+        self._changed.append(module.register_forward_hook(lambda _, args, output: change(args, output)))
 
     def _projected(self, letter: str, window: Window) -> Callable[[tuple[Any, ...], Tensor], Tensor]:
         """Make the change of one projection."""
@@ -194,8 +194,15 @@ class Attachment:
         """Return the gist parameters by name: `model.layers.0.self_attn.ultragist_q_proj.weight` and so on."""
         return {f"{path}.{name}": value for path, module in self.modules() for name, value in module.named_parameters()}
 
+    def settle(self) -> None:
+        """Let all modules compute as without a window. Hooks see to it, but torch calls none after an interrupt."""
+        self._embedding_window = None
+        for hooks in self._hooks:
+            hooks.close()
+
     def detach(self) -> None:
         """Remove hooks and modules; the model is as it was. Doing so twice is harmless."""
+        self.settle()
         for handle in [*self._handles, *(handle for hooks in self._hooks for handle in hooks.handles)]:
             handle.remove()
         if self._handles:

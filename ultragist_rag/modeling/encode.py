@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +68,7 @@ def encode(
         Keys, values and hidden states of the rows.
     """
     window = Window(attachment.n_layers, gist_rows, rotated_past(attachment, past))
-    with masked(attachment.model, visible) as mask:
+    with masked(attachment, visible) as mask:
         output = attachment.decoder(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, gist_window=window
         )
@@ -103,7 +102,7 @@ def encode_soft(
     """
     rows, n_soft = attachment.embed(ids, gist_rows), soft.shape[1]
     places = None if gist_rows is None else gist_rows + (gist_rows // ids.shape[1] + 1) * n_soft
-    with masked(attachment.model, visible) as mask:
+    with masked(attachment, visible) as mask:
         output = attachment.decoder(
             inputs_embeds=torch.cat((soft.to(rows), rows), dim=1),
             attention_mask=mask,
@@ -132,28 +131,31 @@ def rotated_past(attachment: Attachment, past: Past | None) -> tuple[Sequence[Te
 
 
 @contextmanager
-def masked(model: Any, visible: Tensor | Split) -> Iterator[Tensor | Split]:
+def masked(attachment: Attachment, visible: Tensor | Split) -> Iterator[Tensor | Split]:
     """Give the mask as the attention implementation takes it; flash attention gives way to sdpa meanwhile.
 
     Args:
-        model: The model; its attention function may be another one inside the block.
+        attachment: The model; its attention function may be another one inside the block, and it is settled behind it.
         visible: What rows see.
 
     Yields:
         The mask to call layers with.
     """
+    model = attachment.model
     config = model.config
     chosen = config._attn_implementation
-    if chosen == "eager" and isinstance(visible, Tensor):
-        dtype = model.get_input_embeddings().weight.dtype
-        yield torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-            ~visible, torch.finfo(dtype).min
-        )
-        return
+    mask: Tensor | Split = visible
     if isinstance(visible, Split):
         register()
-    config._attn_implementation = NAME if isinstance(visible, Split) else "sdpa"
+        config._attn_implementation = NAME
+    elif chosen == "eager":
+        dtype = model.get_input_embeddings().weight.dtype
+        empty = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        mask = empty.masked_fill(~visible, torch.finfo(dtype).min)
+    else:
+        config._attn_implementation = "sdpa"
     try:
-        yield visible
+        yield mask
     finally:
         config._attn_implementation = chosen
+        attachment.settle()

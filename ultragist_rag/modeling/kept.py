@@ -61,7 +61,7 @@ def encode_kept(  # noqa: PLR0913 - as `encode`, and what is kept
     window = Window(attachment.n_layers, gists, rotated_past(attachment, past), kept)
     hidden = attachment.embed(ids, gists)
     layers = attachment.decoder.layers
-    with masked(attachment.model, visible) as mask:
+    with masked(attachment, visible) as mask:
         for layer in layers[:-2]:
             hidden = _run(layer, hidden, mask, cos_sin, positions, window)
     is_gist = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
@@ -74,7 +74,7 @@ def encode_kept(  # noqa: PLR0913 - as `encode`, and what is kept
         last = Window(attachment.n_layers, mine, _behind_all(attachment, number, hidden, cos_sin, window.past))
         chosen = tuple(take_rows(part.expand(len(ids), -1, -1), kept) for part in cos_sin)
         visible_kept = _own_gists_apart(kept_visible, kept, is_gist)
-        with masked(attachment.model, visible_kept) as mask:
+        with masked(attachment, visible_kept) as mask:
             args = (mask, chosen, positions.expand_as(ids).gather(1, kept), last)
             hidden = _run(layers[number], take_rows(hidden, kept), *args)
         window.keys[number], window.values[number] = last.keys[number], last.values[number]
