@@ -183,6 +183,7 @@ def test_an_interrupt_leaves_nothing_behind(monkeypatch, plain):
     assert_equal([(expected, engine.compress(ids(20)[None]))])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.parametrize("plain", ["split-attention", "all"])
 def test_compiled_layers_give_the_same(monkeypatch, plain):

@@ -68,6 +68,9 @@ class Assembled:
         Returns:
             For each layer, rotated keys and values; not to be written to.
         """
+        if not self.max_bytes:
+            self._entries.clear()
+            self.nbytes = 0
         if not self.max_bytes or not layout.memories:
             return assemble()
         places = (layout.slot_index, layout.slot_positions)

@@ -167,7 +167,7 @@ def remaining(
 
 def _drops_most(attachment: Attachment, steps: Sequence[Step]) -> bool:
     """Tell whether the rows of a batch are run for some of them alone."""
-    if not (attachment.runs_kept and is_fast("kept-rows")) or torch.is_grad_enabled():
+    if not (attachment.runs_kept and is_fast("kept-rows")) or torch.is_grad_enabled() or attachment.model.training:
         return False
     n_rows = max(len(step.rows) for step in steps)
     n_kept = max(int((step.keep >= len(step.past)).sum()) for step in steps)

@@ -106,6 +106,7 @@ def can_run_kept(attachment: Attachment) -> bool:
     """
     from ultragist_rag.modeling.encode import encode
     from ultragist_rag.modeling.kept import encode_kept
+    from ultragist_rag.modeling.split import Split
 
     model = attachment.model
     layers = attachment.decoder.layers
@@ -117,17 +118,27 @@ def can_run_kept(attachment: Attachment) -> bool:
     device, n = attachment.device, _N_TOKENS
     ids = torch.randint(0, int(model.config.vocab_size), (1, n), generator=torch.Generator().manual_seed(1)).to(device)
     kept = torch.arange(n - _N_GISTS, n, device=device)[None]
-    rows: dict[str, Any] = {"positions": torch.arange(n, device=device)[None], "visible": _causal(n, device)}
+    positions, seen = torch.arange(n, device=device)[None], _causal(n, device)
+    kept_seen = seen[:, :, kept[0]]
     with attachment.lock:
-        whole = encode(attachment, ids, gist_rows=kept[0], **rows)
-        try:
-            keys, values = encode_kept(
-                attachment, ids, kept=kept, kept_visible=rows["visible"][:, :, kept[0]], gists=kept[0], **rows
-            )
-        except (AttributeError, TypeError, ValueError, RuntimeError):  # its layers are called otherwise
-            return False
-    pairs = [*zip(keys, whole.keys, strict=True), *zip(values, whole.values, strict=True)]
-    return all(_close(mine, theirs[:, :, kept[0].to(theirs.device)]) for mine, theirs in pairs)
+        whole = encode(attachment, ids, positions=positions, visible=seen, gist_rows=kept[0])
+        places: dict[str, Any] = {"kept": kept, "kept_visible": kept_seen, "gists": kept[0]}
+        for visible in (seen, Split(n - _N_GISTS, lead=False, mask=kept_seen)):
+            try:
+                found = encode_kept(attachment, ids, positions=positions, visible=visible, **places)
+            except (
+                AttributeError,
+                LookupError,
+                TypeError,
+                ValueError,
+                RuntimeError,
+            ):  # its layers are called otherwise
+                return False
+            for mine, theirs in zip(found, (whole.keys, whole.values), strict=True):
+                wanted = [part[:, :, kept[0].to(part.device)] for part in theirs]
+                if not all(map(_close, mine, wanted)):
+                    return False
+    return True
 
 
 def _causal(n: int, device: torch.device) -> Tensor:

@@ -97,4 +97,5 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Visibility
     if groups > 1:
         query = query.reshape(batch, key.shape[1], groups * rows, width)
         mask = mask.repeat(1, 1, groups, 1)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).view(batch, heads, rows, width)
+    seen = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return seen.reshape(batch, heads, rows, width)
