@@ -109,12 +109,14 @@ def run_steps(
         soft = kv.embeddings if kv else torch.empty((len(steps), 0, attachment.decoder.config.hidden_size))
         places = torch.cat((laid.in_front.expand(len(steps), -1), laid.positions), dim=1)
         visible = _with_soft_rows(visible, rows.n_past, n_lead)
-        hidden = encode_soft(attachment, laid.ids, soft, positions=places, visible=visible, gist_rows=laid.gists)[
+        hidden = encode_soft(attachment, laid.ids, soft, positions=places, visible=visible, gist_rows=laid.gist_rows)[
             :, n_lead:
         ]
         return KV.of_embeddings(torch.cat((soft.to(hidden), hidden), dim=1)), hidden
     past = (kv.keys, kv.values, laid.in_front) if kv else None
-    encoded = encode(attachment, laid.ids, positions=laid.positions, visible=visible, past=past, gist_rows=laid.gists)
+    encoded = encode(
+        attachment, laid.ids, positions=laid.positions, visible=visible, past=past, gist_rows=laid.gist_rows
+    )
     new = KV(tuple(encoded.keys), tuple(encoded.values)).map(lambda part: part[:, :, n_lead:])
     return new if kv is None else _joined(kv, new), encoded.hidden[:, n_lead:]
 
@@ -150,15 +152,18 @@ def remaining(
     laid = _lay_out(attachment, rows, source, offsets, lead)
     visible: Tensor | Split = rows.mask(0, device) if rows.n_raw is None else _split(rows, device)
     chosen = [_kept_rows(step) for step in steps]
+    kept = _padded([columns[one] for columns, one in zip(rows.columns, chosen, strict=True)])
+    is_gist = _padded([step.is_gist[one].astype(np.int64) for step, one in zip(steps, chosen, strict=True)])
     keys, values = encode_kept(
         attachment,
         laid.ids,
         positions=laid.positions,
         visible=visible,
-        kept=_padded([columns[one] for columns, one in zip(rows.columns, chosen, strict=True)]).to(device),
+        kept=kept.to(device),
         kept_visible=rows.mask_of(chosen, device),
         past=(kv.keys, kv.values, laid.in_front) if kv else None,
         gists=laid.gists,
+        kept_gists=is_gist.flatten().nonzero()[:, 0].to(device),  # found here: on a GPU it would be waited for
     )
     new = KV(tuple(keys), tuple(values))
     places = [_places_among_kept(step, n_past) for step in steps]
@@ -171,7 +176,7 @@ def _drops_most(attachment: Attachment, steps: Sequence[Step]) -> bool:
         return False
     n_rows = max(len(step.rows) for step in steps)
     n_kept = max(int((step.keep >= len(step.past)).sum()) for step in steps)
-    return 0 < 2 * n_kept <= n_rows
+    return 0 < 2 * n_kept <= n_rows and any(step.is_gist.any() for step in steps)
 
 
 def _split(rows: Rows, device: torch.device) -> Split:
@@ -229,7 +234,12 @@ class _Laid:
     ids: Tensor
     positions: Tensor
     in_front: Tensor
-    gists: Tensor | None
+    gists: Tensor
+
+    @property
+    def gist_rows(self) -> Tensor | None:
+        """Places of gists; None if there are none."""
+        return self.gists if len(self.gists) else None
 
 
 def _lay_out(attachment: Attachment, rows: Rows, source: BatchIds, offsets: Sequence[int], lead: int | None) -> _Laid:
@@ -241,7 +251,7 @@ def _lay_out(attachment: Attachment, rows: Rows, source: BatchIds, offsets: Sequ
     in_front = _past_positions(rows.steps, rows.n_past) + rows.n_lead
     arrays = (positions, in_front, gists)
     places, past, flat = (torch.from_numpy(array).to(source.device) for array in arrays)
-    return _Laid(laid, places, past, flat if len(gists) else None)
+    return _Laid(laid, places, past, flat)
 
 
 def _past_positions(steps: Sequence[Step], n_past: int) -> np.ndarray:

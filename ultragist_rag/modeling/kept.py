@@ -38,7 +38,8 @@ def encode_kept(  # noqa: PLR0913 - as `encode`, and what is kept
     kept: KeptRows,
     kept_visible: KeptMask,
     past: Past | None = None,
-    gists: Tensor | None = None,
+    gists: Tensor,
+    kept_gists: Tensor,
 ) -> KeysValues:
     """Run rows through the decoder and bring back keys and values of some.
 
@@ -52,7 +53,8 @@ def encode_kept(  # noqa: PLR0913 - as `encode`, and what is kept
         kept: Rows that are wanted, shape (batch, kept).
         kept_visible: What these see, shape (batch, 1, kept, past + rows).
         past: As for `encode`.
-        gists: Places of gists in the flattened (batch * rows) rows; None for none.
+        gists: Places of gists in the flattened (batch * rows) rows.
+        kept_gists: The same in the flattened (batch * kept) rows that are kept.
 
     Returns:
         Keys before RoPE, and values, of the kept rows: (batch, kv_heads, kept, head_dim) for each layer.
@@ -65,13 +67,10 @@ def encode_kept(  # noqa: PLR0913 - as `encode`, and what is kept
         for layer in layers[:-2]:
             hidden = _run(layer, hidden, mask, cos_sin, positions, window)
     is_gist = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
-    if gists is not None:
-        is_gist[gists] = True
-    is_gist = is_gist.view(ids.shape)
-    mine = is_gist.gather(1, kept).flatten().nonzero()[:, 0] if gists is not None else None
+    is_gist = is_gist.index_fill(0, gists, True).view(ids.shape)
     if attachment.n_layers > 1:
         number = attachment.n_layers - 2
-        last = Window(attachment.n_layers, mine, _behind_all(attachment, number, hidden, cos_sin, window.past))
+        last = Window(attachment.n_layers, kept_gists, _behind_all(attachment, number, hidden, cos_sin, window.past))
         chosen = tuple(take_rows(part.expand(len(ids), -1, -1), kept) for part in cos_sin)
         visible_kept = _own_gists_apart(kept_visible, kept, is_gist)
         with masked(attachment, visible_kept) as mask:
@@ -80,7 +79,7 @@ def encode_kept(  # noqa: PLR0913 - as `encode`, and what is kept
         window.keys[number], window.values[number] = last.keys[number], last.values[number]
     else:
         hidden = take_rows(hidden, kept)
-    window.keys[-1], window.values[-1] = _keys_values(attachment, attachment.n_layers - 1, hidden, mine)
+    window.keys[-1], window.values[-1] = _keys_values(attachment, attachment.n_layers - 1, hidden, kept_gists)
     keys, values = ([part for part in parts if part is not None] for parts in (window.keys, window.values))
     return keys, values
 

@@ -123,6 +123,7 @@ def can_run_kept(attachment: Attachment) -> bool:
     with attachment.lock:
         whole = encode(attachment, ids, positions=positions, visible=seen, gist_rows=kept[0])
         places: dict[str, Any] = {"kept": kept, "kept_visible": kept_seen, "gists": kept[0]}
+        places["kept_gists"] = torch.arange(_N_GISTS, device=device)
         for visible in (seen, Split(n - _N_GISTS, lead=False, mask=kept_seen)):
             try:
                 found = encode_kept(attachment, ids, positions=positions, visible=visible, **places)
