@@ -156,7 +156,8 @@ def test_assembled_memories_stay_within_their_bytes_and_keep_no_memory_alive(eng
     engine.assembled = Assembled()
 
 
-def test_assembled_memories_of_other_batches_and_number_formats_are_not_taken():
+def test_assembled_memories_of_other_batches_and_number_formats_are_not_taken(monkeypatch):
+    monkeypatch.setenv(fast.VARIABLE, "")
     tiny = tiny_engine()
     first, second = (packed_memory(tiny.model, 3, seed) for seed in (1, 2))
     ids = torch.tensor([[7, 8, 9]])

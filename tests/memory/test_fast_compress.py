@@ -125,12 +125,12 @@ def test_training_takes_the_plain_way(calls):
 
 def test_a_model_whose_layers_are_called_otherwise_takes_the_plain_way(monkeypatch):
     engine = tiny_engine()
+    assert engine.attachment.runs_kept
 
     def refuse(*_args, **_kwargs):
         raise TypeError("an argument is missing")
 
     monkeypatch.setattr("ultragist_rag.modeling.kept.encode_kept", refuse)
-    assert engine.attachment.runs_kept
     assert not selftest.can_run_kept(engine.attachment)
 
 

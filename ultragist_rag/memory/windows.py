@@ -172,11 +172,11 @@ def remaining(
 
 def _drops_most(attachment: Attachment, steps: Sequence[Step]) -> bool:
     """Tell whether the rows of a batch are run for some of them alone."""
-    if not (attachment.runs_kept and is_fast("kept-rows")) or torch.is_grad_enabled() or attachment.model.training:
+    if torch.is_grad_enabled() or attachment.model.training or not is_fast("kept-rows"):
         return False
     n_rows = max(len(step.rows) for step in steps)
     n_kept = max(int((step.keep >= len(step.past)).sum()) for step in steps)
-    return 0 < 2 * n_kept <= n_rows and any(step.is_gist.any() for step in steps)
+    return 0 < 2 * n_kept <= n_rows and any(step.is_gist.any() for step in steps) and attachment.runs_kept
 
 
 def _split(rows: Rows, device: torch.device) -> Split:

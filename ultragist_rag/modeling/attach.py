@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -119,7 +120,6 @@ class Attachment:
         lock: Re-entrant lock of the model; hold it around every forward and generate.
         n_layers: Decoder layers.
         n_positions: Positions that prompts may use; a sliding attention window caps them.
-        runs_kept: Whether `encode_kept` was found to equal `encode` on this model.
     """
 
     def __init__(self, model: Any, config: GistConfig) -> None:
@@ -131,7 +131,6 @@ class Attachment:
         self.layers = [layer.self_attn for layer in self.decoder.layers]
         self.n_layers = len(self.layers)
         self.n_positions = _n_positions(model.config)
-        self.runs_kept = False
         self._embedding_window: Window | None = None
         self._add_modules()
         self._hooks = [_LayerHooks(attention, index) for index, attention in enumerate(self.layers)]
@@ -140,6 +139,13 @@ class Attachment:
             self.decoder.register_forward_hook(self._close, always_call=True),
             self.decoder.embed_tokens.register_forward_hook(self._embed),
         ]
+
+    @cached_property
+    def runs_kept(self) -> bool:
+        """Whether `encode_kept` equals `encode` on this model, found out when it is first asked."""
+        from ultragist_rag.modeling.selftest import can_run_kept
+
+        return can_run_kept(self)
 
     @property
     def device(self) -> torch.device:
@@ -284,7 +290,7 @@ def attach(model: Any, config: GistConfig, *, self_test: bool = True) -> Attachm
         ...     sorted(attachment.parameters())[0]
         'model.layers.0.self_attn.ultragist_k_proj.weight'
     """
-    from ultragist_rag.modeling.selftest import can_run_kept, check_keys, check_structure
+    from ultragist_rag.modeling.selftest import check_keys, check_structure
 
     check_structure(model)
     if hasattr(decoder_of(model), f"{PREFIX}_embed_tokens"):
@@ -293,7 +299,6 @@ def attach(model: Any, config: GistConfig, *, self_test: bool = True) -> Attachm
     if self_test:
         try:
             check_keys(attachment)
-            attachment.runs_kept = can_run_kept(attachment)
         except BaseException:
             attachment.detach()
             raise
