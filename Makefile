@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 OPTIONAL ?= bitsandbytes
+TESTS ?=
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/.installed
@@ -17,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/ultragist-rag demo
 
 test: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 slow: $(STAMP)
 	$(PYTEST) -m slow
