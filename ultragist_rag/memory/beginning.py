@@ -131,17 +131,18 @@ def _all_unread(
         cache.update(keys, values, number)
     ids = torch.cat((torch.full_like(layout.slot_positions, NOWHERE), layout.ids), dim=1)
     filled = torch.cat((layout.slot_positions, layout.positions), dim=1) != NOWHERE
+    return Beginning(cache, _with_ids(ids), filled, layout.positions.clamp(min=0), _mask(model, layout, static))
+
+
+def _mask(model: Any, layout: Layout, static: StaticCache | None) -> Tensor | None:
+    """Make the mask of all tokens; one prompt of text alone needs none, and may be too long for one."""
+    if len(layout.ids) == 1 and not layout.memories:
+        return None
     seen = visible(layout)
     if static is not None:  # its columns behind the prompt are seen by no token of it
         layer: Any = static.layers[0]
         seen = pad(seen, (0, layer.max_cache_len - seen.shape[3]))
-    mask = None if _is_causal(layout) else as_mask(model, seen)
-    return Beginning(cache, _with_ids(ids), filled, layout.positions.clamp(min=0), mask)
-
-
-def _is_causal(layout: Layout) -> bool:
-    """Tell whether there is one prompt of text alone."""
-    return len(layout.ids) == 1 and not layout.memories
+    return as_mask(model, seen)
 
 
 def _with_ids(ids: Tensor) -> Tensor:

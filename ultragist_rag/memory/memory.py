@@ -23,7 +23,7 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.memory.packing import packed_view, unpacked
 from ultragist_rag.types import LayerKV
 
-__all__ = ["GistMemory", "Progress", "Segment", "SegmentKind", "unpacked"]
+__all__ = ["GistMemory", "Progress", "Segment", "SegmentKind"]
 
 SegmentKind = Literal["sink", "gist", "verbatim", "raw"]
 

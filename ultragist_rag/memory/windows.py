@@ -166,7 +166,7 @@ def remaining(
         kept_gists=is_gist.flatten().nonzero()[:, 0].to(device),  # found here: on a GPU it would be waited for
     )
     new = KV(tuple(keys), tuple(values))
-    places = [_places_among_kept(step, n_past) for step in steps]
+    places = [_places_among(one, step, n_past) for one, step in zip(chosen, steps, strict=True)]
     return _gather(new if kv is None else _joined(kv, new), places)
 
 
@@ -197,10 +197,10 @@ def _kept_rows(step: Step) -> Ints:
     return np.unique(step.keep[step.keep >= len(step.past)] - len(step.past))
 
 
-def _places_among_kept(step: Step, n_past: int) -> Ints:
-    """Places of the slots that remain, where new rows lie one behind the other."""
+def _places_among(kept: Ints, step: Step, n_past: int) -> Ints:
+    """Places of the slots that remain, where the new rows are the kept ones, one behind the other."""
     rows = step.keep - len(step.past)
-    return np.where(rows >= 0, n_past + np.searchsorted(_kept_rows(step), rows), step.keep)
+    return np.where(rows >= 0, n_past + np.searchsorted(kept, rows), step.keep)
 
 
 def keep_rows(kv: KV, steps: Sequence[Step], n_past: int) -> KV:
