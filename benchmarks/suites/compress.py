@@ -61,6 +61,8 @@ _GPU = [_Cell(512, batch) for batch in (1, 4, 8, 16, 32, 64)]
 _GPU += [_Cell(512, 16, ratio) for ratio in (2, 4, 16, 32)]
 _GPU += [_Cell(128, 64), _Cell(1024, 16), _Cell(2048, 8), _Cell(4096, 4), _Cell(8192, 2), _Cell(16384, 1)]
 _GPU += [_Cell(32768, 1)]
+_GPU_QUICK = [*(_Cell(512, batch) for batch in (1, 8, 32)), _Cell(512, 16, 4), _Cell(512, 16, 32)]
+_GPU_QUICK += [_Cell(4096, 4), _Cell(16384, 1)]
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -72,7 +74,8 @@ def measure(bench: Bench) -> Iterator[Row]:
     Yields:
         Tokens per second of compressing and of plain prefill, and what both allocate.
     """
-    cells = bench.grid(minimal=_MINIMAL, quick=_QUICK, full=_GPU if bench.on_gpu else _CPU)
+    quick, full = (_GPU_QUICK, _GPU) if bench.on_gpu else (_QUICK, _CPU)
+    cells = bench.grid(minimal=_MINIMAL, quick=quick, full=full)
     for cell in bench.progress(cells):
         try:
             yield from _rows(bench, cell, len(cells))

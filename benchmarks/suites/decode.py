@@ -77,6 +77,7 @@ _QUICK = [_Cell(context, batch) for context in (1024, 4096) for batch in (1, 4)]
 _CPU = [*_QUICK, _Cell(16_384, 1), _Cell(16_384, 4), _Cell(_LONG, 1), _Cell(4096, 1, 4), _Cell(4096, 1, 16)]
 _GPU = [_Cell(context, batch, n_new=32) for context in (2048, 8192, _LONG, 131_072) for batch in (1, 4, 16)]
 _GPU += [_Cell(_LONG, 16, ratio, 32) for ratio in (4, 16)]
+_GPU_QUICK = [_Cell(context, batch) for context in (8192, _LONG) for batch in (1, 16)]
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -88,7 +89,8 @@ def measure(bench: Bench) -> Iterator[Row]:
     Yields:
         Tokens per second of each way, those of kvpress, and the largest batches.
     """
-    cells = bench.grid(minimal=[_Cell(64, 2)], quick=_QUICK, full=_GPU if bench.on_gpu else _CPU)
+    quick, full = (_GPU_QUICK, _GPU) if bench.on_gpu else (_QUICK, _CPU)
+    cells = bench.grid(minimal=[_Cell(64, 2)], quick=quick, full=full)
     at_equal: list[Spread] = []
     for cell in bench.progress(cells):
         try:

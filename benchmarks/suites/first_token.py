@@ -100,7 +100,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     Yields:
         Time to the first token by each way, and of the parts of ours.
     """
-    counts = bench.grid(minimal=(2,), quick=(4, 16), full=(4, 16, 64))
+    counts = bench.grid(minimal=(2,), quick=(16, 64) if bench.on_gpu else (4, 16), full=(4, 16, 64))
     small = bench.size == "minimal"
     cells = [_Cell(n, 40, 4, 4) if small else _Cell(n) for n in counts]
     model = unmasked_model(bench.engine)

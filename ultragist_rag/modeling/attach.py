@@ -34,6 +34,17 @@ _LETTERS = "qkvo"
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
 
+class _OtherAttention:
+    """Another attention function, until it is removed; set at each layer, so that a layer that runs again has it, too."""
+
+    def __init__(self, config: Any, name: str) -> None:
+        self._config, self._chosen = config, config._attn_implementation
+        config._attn_implementation = name
+
+    def remove(self) -> None:
+        self._config._attn_implementation = self._chosen
+
+
 class _LayerHooks:
     """The hooks of one attention layer.
 
@@ -79,6 +90,10 @@ class _LayerHooks:
             self._change(attention.k_norm, lambda _, output: self._captured(window, output))
         if window.past is not None:
             kwargs["past_key_values"] = window
+        if window.attention is not None:
+            name, keywords = window.attention
+            self._changed.append(_OtherAttention(attention.config, name))
+            kwargs.update(keywords)
         return args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -53,6 +53,7 @@ class Window:
         self.rows = rows
         self.past = past
         self.kept = kept
+        self.attention: tuple[str, dict[str, Any]] | None = None  # another attention function, and keywords for it
         self.keys: list[Tensor | None] = [None] * n_layers
         self.values: list[Tensor | None] = [None] * n_layers
 

@@ -1,7 +1,7 @@
 """Documents, their gists and the questions behind them in one forward of the model, instead of a loop over windows.
 
-Is        rows of all windows and of the prompt side by side, with a mask; keys that are seen from several places stand
-          there once for each: where they were made, where later windows see them, where the prompt does.
+Is        rows of all windows and of the prompt side by side, which attend in groups; keys that are seen from several
+          places stand there once for each: where they were made, where later windows see them, where the prompt does.
 Flow      layout, modeling, batches -> [one_pass] -> loop.
 Paper     UltraGist, arXiv 2405.16635, section 3.2; the single pass is ours.
 Change    which rows and columns a batch has.
@@ -29,11 +29,13 @@ from ultragist_rag.memory.segments import segments_of
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.modeling.rope import model_cos_sin, rotate
 from ultragist_rag.modeling.window import Window
+from ultragist_rag.training.grouped import ALWAYS, GIST, NAME, Grouped, Groups, Member, group, register
 from ultragist_rag.types import Part
 
 __all__ = ["Document", "Layout", "OnePass", "Place", "can_lay_out", "lay_out", "run", "without_sink"]
 
-_NEVER = 2**30  # a prompt position behind all others
+_LATER, _SLOTS = 2**28, 2**29  # columns of later windows and of the prompt, before it is known how many there are
+_WINDOW_SIZES, _PROMPT_SIZES = 4, 2  # calls of attention
 _MULTIPLE = 8  # columns are padded to this, which attention kernels like
 
 
@@ -67,9 +69,10 @@ class Layout:
         ids: Token ids, (batch, rows).
         positions: RoPE positions, (batch, rows).
         gist_rows: Flat places of gists among batch * rows.
-        own: What rows are and see, (11, batch, rows); see `_Rows`.
-        later: Slots that later windows of their document see: row, position, document, window; (4, batch, columns).
-        slots: Slots that the prompt sees: row, position; (2, batch, columns).
+        shown: Slots that are shown again, to later windows of their document and to the prompt, behind the rows: row
+            and position; (2, batch, columns).
+        n_later: How many of these columns are for later windows; the prompt's follow.
+        groups: Which rows see which rows and columns.
         prompt: For each sequence, the rows of its raw tokens, lead token first, in reading order.
         places: Of all documents, in order.
     """
@@ -77,9 +80,9 @@ class Layout:
     ids: Part
     positions: Part
     gist_rows: Part
-    own: Part
-    later: Part
-    slots: Part
+    shown: Part
+    n_later: int
+    groups: Groups
     prompt: tuple[Tensor, ...]
     places: tuple[Place, ...]
 
@@ -87,73 +90,78 @@ class Layout:
 class _Rows:
     """Rows of one sequence in the making, one list for each attribute."""
 
-    NAMES = (
-        *("group", "is_gist", "order", "raw_from", "raw_to", "gist_from", "gist_to", "document", "window"),
-        *("prompt", "is_lead"),
-    )
-
     def __init__(self) -> None:
         self.ids: list[NDArray[np.int64]] = []
         self.positions: list[NDArray[np.int64]] = []
-        self.own: list[NDArray[np.int64]] = []
+        self.is_gist: list[NDArray[np.int64]] = []
         self.later: list[NDArray[np.int64]] = []
         self.slots: list[NDArray[np.int64]] = []
         self.prompt: list[NDArray[np.int64]] = []
+        self.seen_at: list[NDArray[np.int64]] = []
+        self.windows: list[Member] = []
         self.places: list[tuple[int, SlotTable]] = []
-        self.n = self.n_slots = self.n_groups = self.at = 0
+        self.n = self.n_later = self.n_slots = self.at = 0
 
-    def add(self, ids: NDArray[np.int64], positions: NDArray[np.int64], **own: Any) -> NDArray[np.int64]:
-        """Append rows; return their numbers. Attributes that are not named say that a row takes no part."""
-        default = {"group": -1, "document": -1, "prompt": -1}
+    def add(
+        self, ids: NDArray[np.int64], positions: NDArray[np.int64], is_gist: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """Append rows; return their numbers."""
         self.ids.append(ids)
         self.positions.append(positions)
-        block = [np.broadcast_to(own.get(name, default.get(name, 0)), ids.shape) for name in self.NAMES]
-        self.own.append(np.stack(block))
+        self.is_gist.append(is_gist.astype(np.int64))
         self.n += len(ids)
         return np.arange(self.n - len(ids), self.n)
 
-    def tokens(self, ids: Sequence[int], *, lead: bool = False) -> None:
+    def tokens(self, ids: Sequence[int]) -> None:
         """Raw tokens of the prompt."""
         positions = np.arange(self.at, self.at + len(ids))
-        rows = self.add(np.asarray(ids, np.int64), positions, prompt=positions, is_lead=int(lead))
-        self.prompt.append(rows)
+        self.prompt.append(self.add(np.asarray(ids, np.int64), positions, np.zeros(len(ids), bool)))
+        self.seen_at.append(positions)
         self.at += len(ids)
 
     def document(self, config: GistConfig, document: Document, n_lead: int) -> None:
         """All windows of a document; its slots then stand in the prompt."""
         course = Course(SlotTable.empty(), 0, 0, len(document.ids), document.ratios, np.array(document.chosen, int))
         ids = np.asarray(document.ids, np.int64)
-        number = len(self.places)
         held = np.zeros(0, np.int64)
-        window = 0
+        first = self.n_later
         while not course.done:
             step = course.advance(config, flush=True)
-            gist = step.is_gist
-            new = self.add(
-                np.where(gist, 0, ids[np.where(gist, 0, step.rows.start)]),
-                step.positions + n_lead,
-                group=self.n_groups,
-                is_gist=gist,
-                order=np.where(gist, np.cumsum(gist), np.cumsum(~gist)) - 1,
-                raw_from=step.spans.raw_from,
-                raw_to=step.spans.raw_to,
-                gist_from=step.spans.gist_from,
-                gist_to=step.spans.gist_to,
-                document=number,
-                window=window,
+            gist, spans = step.is_gist, step.spans
+            new = self.add(np.where(gist, 0, ids[np.where(gist, 0, step.rows.start)]), step.positions + n_lead, gist)
+            order = np.where(gist, np.cumsum(gist) - 1 + GIST, np.cumsum(~gist) - 1)
+            always = np.concatenate((np.arange(n_lead), _LATER + np.arange(first, self.n_later)))
+            self.windows.append(
+                Member(
+                    new,
+                    np.stack((spans.raw_from, spans.raw_to, spans.gist_from + GIST, spans.gist_to + GIST)),
+                    np.concatenate((always, new)),
+                    np.concatenate((np.full_like(always, ALWAYS), order)),
+                )
             )
             n_held = len(held)
             held = np.concatenate((held, new))[step.keep]
             if not course.done:
                 fresh = held[n_held:]
-                where = np.arange(n_held, len(held)) + n_lead
-                self.later.append(np.stack((fresh, where, np.full_like(fresh, number), np.full_like(fresh, window))))
-            window += 1
-            self.n_groups += 1
-        self.slots.append(np.stack((held, np.arange(self.at, self.at + len(held)))))
+                self.later.append(np.stack((fresh, np.arange(n_held, len(held)) + n_lead)))
+                self.n_later += len(fresh)
+        where = np.arange(self.at, self.at + len(held))
+        self.slots.append(np.stack((held, where)))
         self.places.append((self.n_slots, course.table))
         self.n_slots += len(held)
         self.at += len(held)
+
+    def turns(self) -> Member:
+        """The prompt, whose rows see what stands in front of them."""
+        rows, at = _join(self.prompt, ()), _join(self.seen_at, ())
+        none = np.full_like(at, GIST)
+        slots = _join(self.slots, (2,))
+        return Member(
+            rows,
+            np.stack((np.zeros_like(at), at + 1, none, none)),
+            np.concatenate((rows, _SLOTS + np.arange(self.n_slots))),
+            np.concatenate((at, slots[1])),
+        )
 
 
 def can_lay_out(config: GistConfig) -> bool:
@@ -185,7 +193,7 @@ def lay_out(config: GistConfig, prompts: Sequence[Pieces], lead: int | None, *, 
     sequences = []
     for prompt in prompts:
         rows = _Rows()
-        rows.tokens([] if lead is None else [lead], lead=True)
+        rows.tokens([] if lead is None else [lead])
         for piece in prompt:
             if isinstance(piece, Document):
                 rows.document(config, piece, int(lead is not None))
@@ -196,20 +204,37 @@ def lay_out(config: GistConfig, prompts: Sequence[Pieces], lead: int | None, *, 
     highest = int(positions.max()) + 1
     if highest > n_positions:
         raise ContextOverflowError(f"a prompt needs {highest} positions, but the model has {n_positions}.")
-    own = _stack([_join(rows.own, (len(_Rows.NAMES),)) for rows in sequences], -1)
-    flat = _stack([_join([part[1] for part in rows.own], ()) for rows in sequences], 0)
+    n_rows = positions.shape[1]
+    later, slots = (_stack([_join(part, (2,)) for part in parts], 0) for parts in _shown(sequences))
+    is_gist = _stack([_join(rows.is_gist, ()) for rows in sequences], 0)
+    size = (n_rows, later.shape[2], slots.shape[2])
+    windows = [_placed(one, number, size) for number, rows in enumerate(sequences) for one in rows.windows]
+    turns = [_placed(rows.turns(), number, size) for number, rows in enumerate(sequences)]
     return Layout(
         ids=_stack([_join(rows.ids, ()) for rows in sequences], 0),
         positions=positions,
-        gist_rows=torch.nonzero(flat.flatten() == 1).flatten(),
-        own=own.transpose(0, 1).contiguous().to(torch.int32),
-        later=_stack([_join(rows.later, (4,)) for rows in sequences], -2).transpose(0, 1).contiguous(),
-        slots=_stack([_join(rows.slots, (2,)) for rows in sequences], _NEVER).transpose(0, 1).contiguous(),
+        gist_rows=torch.nonzero(is_gist.flatten()).flatten(),
+        shown=torch.cat((later, slots), dim=2).transpose(0, 1).contiguous(),
+        n_later=later.shape[2],
+        groups=group([(windows, _WINDOW_SIZES), (turns, _PROMPT_SIZES)], n_rows * len(sequences)),
         prompt=tuple(torch.from_numpy(_join(rows.prompt, ())) for rows in sequences),
         places=tuple(
             Place(number, start, table) for number, rows in enumerate(sequences) for start, table in rows.places
         ),
     )
+
+
+def _shown(sequences: Sequence[_Rows]) -> tuple[list[list[NDArray[np.int64]]], list[list[NDArray[np.int64]]]]:
+    return [rows.later for rows in sequences], [rows.slots for rows in sequences]
+
+
+def _placed(one: Member, number: int, size: tuple[int, int, int]) -> Member:
+    """A member of sequence `number` with flat places; `size` is the rows, later columns and slots of a sequence."""
+    n_rows, n_later, _ = size
+    columns = one.columns
+    behind = np.where(columns >= _SLOTS, columns - _SLOTS + n_rows + n_later, columns - _LATER + n_rows)
+    columns = np.where(columns >= _LATER, behind, columns) + number * sum(size)
+    return one._replace(rows=one.rows + number * n_rows, columns=columns)
 
 
 def _join(parts: Sequence[NDArray[np.int64]], shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -234,11 +259,8 @@ class _Columns(Window):
 
     def __init__(self, attachment: Attachment, layout: Layout) -> None:
         super().__init__(attachment.n_layers, layout.gist_rows if len(layout.gist_rows) else None, ((), ()))
-        index = torch.cat((layout.later[0], layout.slots[0]), dim=1)
-        positions = torch.cat((layout.later[1], layout.slots[1]), dim=1)
-        blank = (index < 0) | (index >= _NEVER)
-        self._index = index.masked_fill(blank, 0)
-        self._cos_sin = model_cos_sin(attachment.model, positions.masked_fill(blank, 0))
+        self._index = layout.shown[0]
+        self._cos_sin = model_cos_sin(attachment.model, layout.shown[1])
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Put the shown slots behind the rows' own keys and values."""
@@ -295,50 +317,22 @@ def run(attachment: Attachment, layout: Layout, *, with_slots: bool = False) -> 
         Hidden states, behind the final norm, and slots of (batch, kv_heads, slots, head_dim) for each layer.
     """
     window = _Columns(attachment, layout)
-    config = attachment.model.config
-    mask = visible(layout)[:, None]
-    chosen = config._attn_implementation
-    if chosen == "eager":
-        dtype = attachment.dtype
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    else:
-        config._attn_implementation = "sdpa"
-    try:
-        hidden = attachment.decoder(
-            input_ids=layout.ids,
-            attention_mask=mask,
-            position_ids=layout.positions,
-            use_cache=False,
-            gist_window=window,
-        ).last_hidden_state
-    finally:
-        config._attn_implementation = chosen
+    register()
+    window.attention = (NAME, {"gist_groups": Grouped(layout.groups, layout.groups.masks())})
+    hidden = attachment.decoder(
+        input_ids=layout.ids,
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=layout.ids.device),  # so that none is made
+        position_ids=layout.positions,
+        use_cache=False,
+        gist_window=window,
+    ).last_hidden_state
     if not with_slots:
         return OnePass(hidden, (), ())
-    n_later = layout.later.shape[2]
     keys, values = (
-        tuple(window.pick(part)[:, :, n_later:] for part in parts if part is not None)
+        tuple(window.pick(part)[:, :, layout.n_later :] for part in parts if part is not None)
         for parts in (window.keys, window.values)
     )
     return OnePass(hidden, keys, values)
-
-
-def visible(layout: Layout) -> Tensor:
-    """What each row sees of rows, of slots in front of its window, of the prompt's slots: (batch, rows, columns)."""
-    own = dict(zip(_Rows.NAMES, layout.own, strict=True))
-    row = {name: part[:, :, None] for name, part in own.items()}
-    key = {name: part[:, None] for name, part in own.items()}
-    raw = (key["order"] >= row["raw_from"]) & (key["order"] < row["raw_to"])
-    gists = (key["order"] >= row["gist_from"]) & (key["order"] < row["gist_to"])
-    in_window = (row["group"] == key["group"]) & (row["group"] >= 0) & torch.where(key["is_gist"] == 1, gists, raw)
-    in_prompt = (key["prompt"] >= 0) & (key["prompt"] <= row["prompt"])
-    lead = (key["is_lead"] == 1) & (row["group"] >= 0)
-    rows = in_window | in_prompt | lead
-    rows.diagonal(0, 1, 2).fill_(True)  # padding sees itself alone
-    _, _, document, window = (part[:, None] for part in layout.later)
-    later = (row["document"] == document) & (window < row["window"]) & (document >= 0)
-    slots = layout.slots[1][:, None] <= row["prompt"]
-    return torch.cat((rows, later, slots), dim=2)
 
 
 def without_sink(config: GistConfig, window: int | None, *, joint: bool) -> GistConfig:

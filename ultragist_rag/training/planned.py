@@ -25,6 +25,7 @@ from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
 from ultragist_rag.training.objectives import Loss, draw_independent, draw_joint, labelled, weighted
+from ultragist_rag.training.grouped import Groups
 from ultragist_rag.training.one_pass import Document, Layout, can_lay_out, lay_out, run, without_sink
 from ultragist_rag.types import Part
 
@@ -77,11 +78,14 @@ class Planned:
 
 def _mapped(tensors: Any, change: Callable[[Any], Any]) -> Any:
     """A dataclass with each of its tensors (or arrays) changed."""
-    kept = (Tensor, np.ndarray)
     values = {field.name: getattr(tensors, field.name) for field in fields(tensors)}
-    return type(tensors)(
-        **{name: change(value) if isinstance(value, kept) else value for name, value in values.items()}
-    )
+    return type(tensors)(**{name: _changed(value, change) for name, value in values.items()})
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        return change(value)
+    return _mapped(value, change) if isinstance(value, Groups) else value
 
 
 def in_one_pass(config: GistConfig, stage: Stage, mode: str) -> bool:
