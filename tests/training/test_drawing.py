@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.drawing import Batch
 from ultragist_rag.training.loop import Trainer
@@ -67,3 +68,28 @@ def test_a_run_with_workers_has_the_losses_of_one_without(tiny_run: TrainConfig)
         ends.append(losses(config))
     assert len(ends[0]) == tiny_run.n_steps
     assert ends[0] == ends[1]
+
+
+def test_rows_whose_memories_would_not_fit_are_drawn_again(tiny_run: TrainConfig) -> None:
+    """Codes kept verbatim beside gists of ratio 1 make a memory about twice as long as its text."""
+    stage = tiny_run.stages[1].model_copy(
+        update={
+            "steps": 8,
+            "tokens": 2000,
+            "kinds": {"key-codes": 1.0},
+            "modes": {"independent": 1.0},
+            "documents": (1, 3),
+            "ratios": (1,),
+            "verbatim_share": 1.0,
+            "raw_share": 0.0,
+        }
+    )
+    model = {**tiny_run.model, "max_position_embeddings": 600}
+    config = tiny_run.model_copy(update={"model": model, "stages": (stage,), "longest": 550})
+    drawn = Trainer(config).drawn
+    rows = [row for number in range(8) for row in drawn.rows_of(stage, number)]
+    assert max(sum(len(document) for document in row.exact) for row in rows) > 50
+    assert len(list(drawn.batches(0, 8))) == 8  # each was laid out, which checks its positions
+    one_too_long = config.model_copy(update={"model": {**tiny_run.model, "max_position_embeddings": 64}})
+    with pytest.raises(TrainingError, match="fits into the 64 positions"):
+        Trainer(one_too_long).drawn.batch(stage, 0)

@@ -44,7 +44,7 @@ def test_every_kind_is_drawn_from_its_seed_without_held_out_names(source: Sample
     samples = draw(source, kind)
     assert samples == draw(source, kind)
     assert len(set(samples)) > 5
-    if kind not in {"labels", "profile", "factbook"}:  # whose lines may tell nothing that can be asked
+    if kind not in {"labels", "profile", "factbook", "quotes"}:  # whose lines may tell nothing that can be asked
         assert all(bool(sample.pairs) == (kind != "text") for sample in samples)
     assert any(sample.pairs for sample in samples) == (kind != "text")
     assert all(sample.exact == (kind in EXACT) for sample in samples)
@@ -59,6 +59,15 @@ def test_a_value_that_is_asked_for_is_of_its_kind_and_stands_in_one_document(sou
             assert VALUES[kind].fullmatch(answer)
             if len(answer) > 5:
                 assert len(holders(sample, answer)) == 1
+
+
+def test_a_quotation_follows_its_words(source: SampleSource) -> None:
+    pairs = [(sample, *pair) for sample in draw(source, "quotes") for pair in sample.pairs]
+    assert len(pairs) > 50
+    for sample, question, answer in pairs:
+        cue = question[question.index('"') + 1 : question.rindex('"')]
+        follows = re.compile(rf"{re.escape(cue)}\s+{re.escape(answer)}")
+        assert sum(len(follows.findall(text)) for text in sample.documents) == 1
 
 
 @pytest.mark.parametrize("kind", ["needles", "codes"])

@@ -144,10 +144,14 @@ class Drawn:
         total = misses = 0
         while total < stage.tokens * _GROUP:
             row = self._rows.row(self._source.draw(recipe, rng), rng, stage.continued_weight)
-            if row.n_tokens > self._config.longest or not any(row.weights) or not all(row.documents):
+            is_long = row.n_tokens > self._config.longest or self._most_positions(stage, row) > self._n_positions
+            if is_long or not any(row.weights) or not all(row.documents):
                 misses += 1
                 if misses > _TRIES * (len(rows) + 1):
-                    raise TrainingError(f"stage {stage.name} draws no sample of at most {self._config.longest} tokens.")
+                    raise TrainingError(
+                        f"stage {stage.name} draws no sample of at most {self._config.longest} tokens that fits into "
+                        f"the {self._n_positions} positions of the model."
+                    )
                 continue
             rows.append(row)
             total += row.n_tokens
@@ -160,6 +164,19 @@ class Drawn:
         batches = [batch or rows[-1:] for batch in batches]
         rng.shuffle(batches)
         return batches
+
+
+    def _most_positions(self, stage: Stage, row: Row) -> int:
+        """Positions that a row needs at most: memories that keep exact values verbatim can be longer than their text."""
+        n = row.n_tokens + (self._lead is not None)
+        if not stage.verbatim_share:
+            return n
+        window = min((*stage.windows, self._gists.window))
+        for document, exact in zip(row.documents, row.exact, strict=False):
+            n_windows = -(-len(document) // window)
+            slots = len(exact) + len(document) // min(stage.ratios) + n_windows
+            n += max(0, slots - len(document))
+        return n
 
 
 class _Groups(Dataset[list[Batch]]):

@@ -1,6 +1,6 @@
-"""Draw samples that ask for exact values: needles in profiles, and pairs of keys and values.
+"""Draw samples that ask for exact values: needles in profiles, pairs of keys and values, quotations.
 
-Is        seeded string work: places and facts in, documents and questions out.
+Is        seeded string work: places and facts in, documents and questions out; texts in, questions for their words out.
 Flow      profiles -> [exact_samples] -> samples.
 Change    what needles say, how pairs are laid out.
 Not here  the profiles around needles -> profiles.py.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import uuid
 from collections.abc import Callable, Mapping
 
@@ -24,6 +25,9 @@ _NUMBERED = ("record number", "record number", "licence number", "file number", 
 _NAMED = ("patron", "nickname", "founder", "motto", "emblem", "mascot")
 _WORDED = tuple(field.label for field in FIELDS if field.keep in {"clause", "first", "quoted"})
 _STATEMENTS = ("The {n} of {c} is {v}.", "The {n} of {c} is {v}.", "{c} has the {n} {v}.", "A {n} of {c} is {v}.")
+_QUOTE_QUESTIONS = ("Which words follow \"{c}\"?", "Quote what comes after \"{c}\".", "How does \"{c}\" go on?")
+_CUE, _QUOTE = 5, 16
+"""Most words that are given, and that are asked for."""
 _KEY_QUESTIONS = ("What is the value of the key {k}?", "What is the value of the key {k}?", "Which value has {k}?")
 
 
@@ -102,6 +106,31 @@ def pair_documents(
         documents.append(json.dumps(entries, indent=0, ensure_ascii=False))
         pairs += [(rng.choice(_KEY_QUESTIONS).replace("{k}", key), value) for key, value in entries.items()]
     return documents, pairs
+
+
+def quote_pairs(documents: list[str], most: int, rng: random.Random) -> Pairs:
+    """Questions for what stands behind some words, up to the end of their line: nearly every token can be asked for.
+
+    Args:
+        documents: What is read.
+        most: Questions at most.
+        rng: The generator.
+
+    Returns:
+        Questions about words that stand in the documents once, and what follows them.
+    """
+    lines = [(line, list(re.finditer(r"\S+", line))) for document in documents for line in document.splitlines()]
+    places = [(line, words[at:]) for line, words in lines for at in range(0, len(words) - _CUE, _QUOTE // 2)]
+    everything = "\n".join(documents)
+    pairs: Pairs = []
+    for line, words in rng.sample(places, min(len(places), 2 * most)):
+        n_words = rng.randint(2, _CUE)
+        following = words[n_words : n_words + _QUOTE]
+        cue = line[words[0].start() : words[n_words - 1].end()]
+        if everything.count(cue) == 1 and len(pairs) < most:
+            told = line[following[0].start() : following[-1].end()]
+            pairs.append((rng.choice(_QUOTE_QUESTIONS).format(c=cue), told))
+    return pairs
 
 
 def _name(rng: random.Random) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from ultragist_rag.chunking import Chunk, split_document
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.country_fields import FIELDS, SECTIONS, TRAIN_FRAMES, Field
-from ultragist_rag.training.exact_samples import needle_documents, pair_documents
+from ultragist_rag.training.exact_samples import needle_documents, pair_documents, quote_pairs
 from ultragist_rag.training.passages import READERS, Passage, meeting_texts
 from ultragist_rag.training.profiles import (
     Line,
@@ -41,7 +41,7 @@ Pairs = list[tuple[str, str]]
 MEETINGS = "qmsum_train"
 """Name of the meetings, whose transcripts count among the texts."""
 
-KINDS = ("labels", "profile", "factbook", "needles", "codes", "keys", "key-codes", "questions", "text")
+KINDS = ("labels", "profile", "factbook", "needles", "codes", "keys", "key-codes", "quotes", "questions", "text")
 """What can be drawn."""
 
 EXACT = frozenset({"codes", "key-codes"})
@@ -160,6 +160,7 @@ class SampleSource:
             "codes": self._needles,
             "keys": self._keys,
             "key-codes": self._keys,
+            "quotes": self._quotes,
             "questions": self._questions,
             "text": self._text,
         }
@@ -169,6 +170,15 @@ class SampleSource:
 
     def _keys(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         return pair_documents(count, recipe.lines, _VALUES[kind], rng)
+
+    def _quotes(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
+        """Texts of a kind each, with other words in place of some, so that they can only be read."""
+        documents = []
+        while len(documents) < count:
+            drawer = rng.choice((self._text, self._factbook, self._profiles))
+            (document, *_), _ = drawer(recipe, 1, rng, kind)
+            documents.append(scramble(document, rng, rng.choice(_WORDS)))
+        return documents, quote_pairs(documents, recipe.questions, rng)
 
     def _questions(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         del recipe, kind
