@@ -10,7 +10,6 @@ Holds     without gist rows the model computes bit for bit what it computed befo
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError, UnsupportedModelError
+from ultragist_rag.modeling.lock import ModelLock
 from ultragist_rag.modeling.projections import gist_rows, make_projection
 from ultragist_rag.modeling.rope import decoder_of
 from ultragist_rag.modeling.window import Window
@@ -31,11 +31,11 @@ __all__ = ["PREFIX", "Attachment", "attach"]
 
 PREFIX = "ultragist"
 _LETTERS = "qkvo"
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[nn.Module, ModelLock] = weakref.WeakKeyDictionary()
 
 
 class _OtherAttention:
-    """Another attention function, until it is removed; set at each layer, so that a layer that runs again has it, too."""
+    """Another attention function until it is removed: set by each layer, so that one that runs again has it, too."""
 
     def __init__(self, config: Any, name: str) -> None:
         self._config, self._chosen = config, config._attn_implementation
@@ -142,7 +142,7 @@ class Attachment:
         self.model = model
         self.decoder = decoder_of(model)
         self.config = config
-        self.lock = _locks.setdefault(model, threading.RLock())
+        self.lock = _locks.setdefault(model, ModelLock())
         self.layers = [layer.self_attn for layer in self.decoder.layers]
         self.n_layers = len(self.layers)
         self.n_positions = _n_positions(model.config)

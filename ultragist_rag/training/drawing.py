@@ -165,9 +165,8 @@ class Drawn:
         rng.shuffle(batches)
         return batches
 
-
     def _most_positions(self, stage: Stage, row: Row) -> int:
-        """Positions that a row needs at most: memories that keep exact values verbatim can be longer than their text."""
+        """Positions that a row needs at most: memories with exact values verbatim can be longer than their text."""
         n = row.n_tokens + (self._lead is not None)
         if not stage.verbatim_share:
             return n

@@ -25,7 +25,7 @@ _NUMBERED = ("record number", "record number", "licence number", "file number", 
 _NAMED = ("patron", "nickname", "founder", "motto", "emblem", "mascot")
 _WORDED = tuple(field.label for field in FIELDS if field.keep in {"clause", "first", "quoted"})
 _STATEMENTS = ("The {n} of {c} is {v}.", "The {n} of {c} is {v}.", "{c} has the {n} {v}.", "A {n} of {c} is {v}.")
-_QUOTE_QUESTIONS = ("Which words follow \"{c}\"?", "Quote what comes after \"{c}\".", "How does \"{c}\" go on?")
+_QUOTE_QUESTIONS = ('Which words follow "{c}"?', 'Quote what comes after "{c}".', 'How does "{c}" go on?')
 _CUE, _QUOTE = 5, 16
 """Most words that are given, and that are asked for."""
 _KEY_QUESTIONS = ("What is the value of the key {k}?", "What is the value of the key {k}?", "Which value has {k}?")

@@ -99,11 +99,11 @@ def group(kinds: Sequence[tuple[Sequence[Member], int]], n_rows: int) -> Groups:
         n_sizes = min(most, -(-len(sorted_) // _FEW))
         for numbers in np.array_split(np.arange(len(sorted_)), n_sizes) if n_sizes else ():
             some = [sorted_[number] for number in numbers]
-            rows = max(len(one.rows) for one in some)
-            columns = max(len(one.columns) for one in some)
-            columns += -columns % _MULTIPLE
-            sizes.append((len(some), rows, columns))
-            parts += [_padded(one, rows, columns, n_rows) for one in some]
+            most_rows = max(len(one.rows) for one in some)
+            most_columns = max(len(one.columns) for one in some)
+            most_columns += -most_columns % _MULTIPLE
+            sizes.append((len(some), most_rows, most_columns))
+            parts += [_padded(one, most_rows, most_columns, n_rows) for one in some]
     rows, target, ranges, columns, order = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
     return Groups(
         tuple(sizes),
@@ -140,7 +140,7 @@ class Grouped:
     masks: Sequence[Tensor]
 
 
-def _attend(
+def _attend(  # noqa: PLR0913 - as transformers calls it
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -160,9 +160,9 @@ def _attend(
     queries = _picked(query, groups.rows).split(row_sizes)
     keys, values = (_picked(part, groups.columns).split(column_sizes) for part in (key, value))
     seen = []
-    for (n, *_), mask, *parts in zip(groups.sizes, gist_groups.masks, queries, keys, values, strict=True):
-        one = (part.view(n, -1, *part.shape[1:]).transpose(1, 2) for part in parts)
-        seen.append(masked_attention(*one, mask, scaling).transpose(1, 2).flatten(0, 1))
+    for size, mask, *parts in zip(groups.sizes, gist_groups.masks, queries, keys, values, strict=True):
+        one, its_keys, its_values = (part.view(size[0], -1, *part.shape[1:]).transpose(1, 2) for part in parts)
+        seen.append(masked_attention(one, its_keys, its_values, mask, scaling).transpose(1, 2).flatten(0, 1))
     found = torch.cat(seen)
     out = found.new_zeros(batch * n_rows + 1, heads, width).index_copy(0, groups.target, found)
     return out[:-1].view(batch, n_rows, heads, width), None

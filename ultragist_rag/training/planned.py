@@ -24,8 +24,8 @@ from ultragist_rag.config import GistConfig
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.config import Stage
-from ultragist_rag.training.objectives import Loss, draw_independent, draw_joint, labelled, weighted
 from ultragist_rag.training.grouped import Groups
+from ultragist_rag.training.objectives import Loss, draw_independent, draw_joint, labelled, weighted
 from ultragist_rag.training.one_pass import Document, Layout, can_lay_out, lay_out, run, without_sink
 from ultragist_rag.types import Part
 

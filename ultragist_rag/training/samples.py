@@ -173,7 +173,7 @@ class SampleSource:
 
     def _quotes(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         """Texts of a kind each, with other words in place of some, so that they can only be read."""
-        documents = []
+        documents: list[str] = []
         while len(documents) < count:
             drawer = rng.choice((self._text, self._factbook, self._profiles))
             (document, *_), _ = drawer(recipe, 1, rng, kind)
