@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any
 
@@ -85,7 +85,7 @@ class _LayerHooks:
                     f"{letter}_proj of layer {self.layer} was replaced after attach (by PEFT, perhaps), so gist rows "
                     "would be projected wrongly. Detach, then attach to the model as it is now."
                 )
-            self._change(module, self._projected(letter, window))
+            self._change(module, partial(self._projected, letter, window))
         if hasattr(attention, "k_norm"):
             self._change(attention.k_norm, lambda _, output: self._captured(window, output))
         if window.past is not None:
@@ -105,19 +105,15 @@ class _LayerHooks:
         """Change what a module gives, behind all hooks that others have put there."""
         self._changed.append(module.register_forward_hook(lambda _, args, output: change(args, output)))
 
-    def _projected(self, letter: str, window: Window) -> Callable[[tuple[Any, ...], Tensor], Tensor]:
-        """Make the change of one projection."""
-
-        def change(args: tuple[Any, ...], output: Tensor) -> Tensor:
-            mine = getattr(self.attention, f"{PREFIX}_{letter}_proj", None)
-            if mine is not None and window.rows is not None:
-                output = gist_rows(mine, args[0], output, window.rows.to(output.device))
-            if letter in "kv":
-                rows = output.view(*output.shape[:2], -1, self.attention.head_dim)
-                window.capture(window.keys if letter == "k" else window.values, self.layer, rows)
-            return output
-
-        return change
+    def _projected(self, letter: str, window: Window, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Project gist rows by the gist's own projection, and capture keys and values."""
+        mine = getattr(self.attention, f"{PREFIX}_{letter}_proj", None)
+        if mine is not None and window.rows is not None:
+            output = gist_rows(mine, args[0], output, window.rows.to(output.device))
+        if letter in "kv":
+            rows = output.view(*output.shape[:2], -1, self.attention.head_dim)
+            window.capture(window.keys if letter == "k" else window.values, self.layer, rows)
+        return output
 
     def _captured(self, window: Window, output: Tensor) -> Tensor:
         """Capture keys behind their norm, which is what gets rotated."""

@@ -139,20 +139,19 @@ def invented_name(rng: random.Random) -> str:
 def scramble(text: str, rng: random.Random, words: float = 0.6, seen: dict[str, str] | None = None) -> str:
     """The text with other digits and, for a share of them, invented names; equal words stay equal through `seen`."""
     seen = {} if seen is None else seen
+    return re.sub(r"\d+|\b[A-Z][^\W\d_]{2,}", lambda match: _swapped(match.group(0), rng, words, seen), text)
 
-    def swap(match: re.Match[str]) -> str:
-        token = match.group(0)
-        if token not in seen:
-            if token[0].isdigit():
-                seen[token] = rng.choice("123456789") + "".join(rng.choice("0123456789") for _ in token[1:])
-            elif rng.random() < words:
-                new = invented_word(rng)
-                seen[token] = new.capitalize() if token[0].isupper() else new
-            else:
-                seen[token] = token
-        return seen[token]
 
-    return re.sub(r"\d+|\b[A-Z][^\W\d_]{2,}", swap, text)
+def _swapped(token: str, rng: random.Random, words: float, seen: dict[str, str]) -> str:
+    if token not in seen:
+        if token[0].isdigit():
+            seen[token] = rng.choice("123456789") + "".join(rng.choice("0123456789") for _ in token[1:])
+        elif rng.random() < words:
+            new = invented_word(rng)
+            seen[token] = new.capitalize() if token[0].isupper() else new
+        else:
+            seen[token] = token
+    return seen[token]
 
 
 def invented_facts(pool: Mapping[str, Sequence[str]], rng: random.Random) -> dict[str, str]:
