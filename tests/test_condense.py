@@ -226,5 +226,5 @@ def test_a_policy_that_cannot_work_is_refused(values):
 def test_lists_that_do_not_fit_are_refused(text_engine, store, more):
     with pytest.raises(InputError, match="give"):
         condense(text_engine, store, TEXTS, **more)
-    with pytest.raises((InputError, TypeError)):
+    with pytest.raises(InputError, match="must be a CondensePolicy"):
         condense(text_engine, store, TEXTS, policy=None)

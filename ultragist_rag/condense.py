@@ -152,6 +152,8 @@ def condense(  # noqa: PLR0913 - lists of one length, all by keyword
         >>> condense(tiny_engine(), GistStore.open("memory://"), [])
         []
     """
+    if not isinstance(policy, CondensePolicy):
+        raise InputError(f"policy is {policy!r}, but must be a CondensePolicy. Leave it out for its defaults.")
     n_texts = len(texts)
     check_lists(texts, scores=scores, references=references, metadata=metadata)
     weights = _weights(n_texts, scores)

@@ -19,6 +19,7 @@ from ultragist_rag.training.config import Stage
 from ultragist_rag.training.objectives import independent_loss, joint_loss
 from ultragist_rag.training.one_pass import Document, lay_out, run
 from ultragist_rag.training.planned import plan, planned_loss
+from ultragist_rag.training.setup import checkpoint_layers
 
 _CONFIGS = {
     "step-expansion": GistConfig(window=8, ratio=4),
@@ -102,6 +103,20 @@ def test_every_family_runs_in_one_forward(family: str) -> None:
     expected = independent_loss(attachment, _rows(), _LEAD, _STAGE, random.Random("0"))
     batch = plan(attachment.config, "independent", _rows(), _LEAD, _STAGE, "0", n_positions=attachment.n_positions)
     torch.testing.assert_close(planned_loss(attachment, batch, _STAGE).value, expected.value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_layer_that_runs_again_attends_in_the_same_way(implementation: str) -> None:
+    attachment = _attached(_CONFIGS["step-expansion"])
+    attachment.model.set_attn_implementation(implementation)
+    batch = plan(attachment.config, "independent", _rows(), _LEAD, _STAGE, "0", n_positions=attachment.n_positions)
+    expected = _gradients(attachment, planned_loss(attachment, batch, _STAGE).value)
+    checkpoint_layers(attachment.model.train())
+    found = _gradients(attachment, planned_loss(attachment, batch, _STAGE).value)
+    assert found.keys() == expected.keys()
+    for key, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-5, atol=1e-6)
+    assert attachment.model.config._attn_implementation == implementation
 
 
 def test_memories_are_those_of_compress_ids() -> None:
