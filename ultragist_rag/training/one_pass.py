@@ -205,7 +205,8 @@ def lay_out(config: GistConfig, prompts: Sequence[Pieces], lead: int | None, *, 
     if highest > n_positions:
         raise ContextOverflowError(f"a prompt needs {highest} positions, but the model has {n_positions}.")
     n_rows = positions.shape[1]
-    later, slots = (_stack([_join(part, (2,)) for part in parts], 0) for parts in _shown(sequences))
+    later = _stack([_join(rows.later, (2,)) for rows in sequences], 0)
+    slots = _stack([_join(rows.slots, (2,)) for rows in sequences], 0)
     is_gist = _stack([_join(rows.is_gist, ()) for rows in sequences], 0)
     size = (n_rows, later.shape[2], slots.shape[2])
     windows = [_placed(one, number, size) for number, rows in enumerate(sequences) for one in rows.windows]
@@ -222,10 +223,6 @@ def lay_out(config: GistConfig, prompts: Sequence[Pieces], lead: int | None, *, 
             Place(number, start, table) for number, rows in enumerate(sequences) for start, table in rows.places
         ),
     )
-
-
-def _shown(sequences: Sequence[_Rows]) -> tuple[list[list[NDArray[np.int64]]], list[list[NDArray[np.int64]]]]:
-    return [rows.later for rows in sequences], [rows.slots for rows in sequences]
 
 
 def _placed(one: Member, number: int, size: tuple[int, int, int]) -> Member:
