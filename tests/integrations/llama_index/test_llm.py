@@ -119,6 +119,9 @@ async def test_closing_a_stream_ends_decoding(long: UltraGistLLM, monkeypatch: p
     await anext(astream)
     await astream.aclose()
     await long.model_copy(update={"max_tokens": 1}).acomplete("Next?")  # waits until the others gave their turns back
+    async with asyncio.timeout(60):
+        while streams[-1].finish is None:  # its thread says so after that
+            await asyncio.sleep(0.01)
     assert [one.finish for one in streams] == ["cancelled", "cancelled"]
     assert all(one.n_tokens < 1000 for one in streams)
 
