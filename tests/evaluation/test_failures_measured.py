@@ -144,8 +144,9 @@ def test_gists_of_the_bundled_model_hold_tokens_and_fewer_at_higher_ratios() -> 
         for row in probe(engine, texts, ratio, steps=40):
             shares.setdefault((row["group"], ratio), (row["scores"]["accuracy"], row["scores"]["other"]))
     for decoder in ("weak", "strong"):
-        assert shares[decoder, 2][0] > shares[decoder, 16][0]
         assert shares[decoder, 2][0] > shares[decoder, 2][1] + 0.05
+    # The strong one, which is the model itself, repeats as much at either ratio: it was never asked to repeat.
+    assert shares["weak", 2][0] > shares["weak", 16][0] + 0.02
 
 
 def test_both_measurements_write_lines_of_their_names(text_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
