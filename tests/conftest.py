@@ -18,9 +18,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are more than twice as quick 
 import jaxtyping
 import pytest
 
-_TYPES = (Path(__file__).parents[1] / "ultragist_rag" / "types.py").read_text(encoding="utf-8")
-_NAMES = ["Vectors", *re.findall(r"^(\w+) = ", _TYPES, re.MULTILINE)]
-_SHAPES = re.compile(rf"\[Tensor,|\b({'|'.join(_NAMES)})\b")
+_SHAPE = r"\b(?:Float|Int|Bool)\["
+_MODULES = (Path(__file__).parents[1] / "ultragist_rag").rglob("*.py")
+_ALIASES = re.findall(
+    r"^([A-Z]\w+) = (.+)$", "\n".join(one.read_text(encoding="utf-8") for one in _MODULES), re.MULTILINE
+)
+_SHAPES = re.compile(_SHAPE)
+for _ in range(2):  # names of shapes, and names of what is made of them
+    _SHAPES = re.compile(rf"{_SHAPE}|\b(?:{'|'.join(name for name, hint in _ALIASES if _SHAPES.search(hint))})\b")
 _jaxtyped = jaxtyping.jaxtyped
 
 

@@ -6,6 +6,7 @@ import jaxtyping
 import pytest
 import torch
 
+from ultragist_rag.modeling.encode import rotated_past
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.modeling.rope import rotate
 from ultragist_rag.modeling.split import masked_attention
@@ -23,4 +24,4 @@ def test_a_wrong_shape_is_found() -> None:
 
 def test_functions_without_shapes_are_left_as_they_are() -> None:
     assert not hasattr(find_lead_token, "__wrapped__")
-    assert hasattr(rotate, "__wrapped__")
+    assert all(hasattr(one, "__wrapped__") for one in (rotate, rotated_past))  # the latter by a name made of others

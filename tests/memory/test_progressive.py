@@ -61,7 +61,7 @@ def test_leaving_a_stream_frees_the_model(engine):
     shown = engine.stream([ids_of(12)], max_new_tokens=2000, progressive=True)
     next(shown)
     shown.close()
-    assert engine.attachment.lock.acquire(timeout=5.0)
+    assert engine.attachment.lock.acquire(timeout=5)
     engine.attachment.lock.release()
 
 

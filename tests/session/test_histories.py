@@ -47,7 +47,7 @@ def do_something(session, draw, number):
     return session
 
 
-@pytest.mark.parametrize(("seed", "template"), [(3, "chat")])
+@pytest.mark.parametrize(("seed", "template"), [(3, "chat"), (4, "plain")])
 def test_memories_that_are_made_in_the_background_are_those_that_are_made_at_once(
     seed, template, text_engine, monkeypatch
 ):

@@ -27,7 +27,7 @@ class ModelLock:
         """Begin free."""
         self._lock = threading.RLock()
 
-    def acquire(self, blocking: bool = True, timeout: float = -1.0) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; tell whether it was got."""
         got = self._lock.acquire(blocking, timeout)
         if got:

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import TrainingError
@@ -47,9 +46,6 @@ from ultragist_rag.training.setup import (
 )
 
 __all__ = ["TrainReport", "Trainer"]
-
-# Every batch has another shape, and cuDNN plans each shape anew, which takes longer than the batch itself.
-_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +196,7 @@ class Trainer:
     def _learn(self, objective: Any, batch: Batch, *, wait: bool) -> tuple[Batch, Tensor]:
         """Add the gradients of one batch; with `wait`, processes exchange them later."""
         accelerator = self.accelerator
-        with accelerator.no_sync(objective) if wait else nullcontext(), sdpa_kernel(_ATTENTION):
+        with accelerator.no_sync(objective) if wait else nullcontext(), self.attachment.lock:
             with accelerator.autocast():
                 value, parts = objective(batch)
             share = share_of(parts.weight * batch.counts, accelerator)
