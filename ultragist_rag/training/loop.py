@@ -228,7 +228,8 @@ class Trainer:
         matrices = [p for name, p in self.weights.items() if is_matrix(name, p) and use_muon]
         others = [p for name, p in self.weights.items() if not (is_matrix(name, p) and use_muon)]
         decay, lr = self.config.weight_decay, self.config.lr
-        made: list[torch.optim.Optimizer] = [Muon(matrices, lr=lr, weight_decay=decay)] if matrices else []
+        dtype = torch.bfloat16 if self.config.mixed_precision == "bf16" else None
+        made: list[torch.optim.Optimizer] = [Muon(matrices, lr=lr, weight_decay=decay, dtype=dtype)] if matrices else []
         return [*made, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0 if use_muon else decay)]
 
     def _lead(self) -> int | None:

@@ -1,7 +1,7 @@
-"""Muon in float32: momentum whose matrix is made orthogonal before it is applied.
+"""Muon: momentum whose matrix is made orthogonal before it is applied.
 
-Is        one optimiser for weight matrices. `torch.optim.Muon` orthogonalises in bfloat16, which processors without
-          bfloat16 units emulate about thirty times more slowly; this one works in the weights' own precision.
+Is        one optimiser for weight matrices. `torch.optim.Muon` always orthogonalises in bfloat16, which processors
+          without bfloat16 units emulate about thirty times more slowly; this one works in the precision it is told.
 Paper     Muon, K. Jordan et al. 2024 (quintic Newton-Schulz iteration); step size matched to AdamW's, arXiv 2502.16982.
 """
 
@@ -24,18 +24,15 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
         steps: Iterations; five bring the singular values into about [0.7, 1.2].
 
     Returns:
-        As many of the same shape; bfloat16 inside on CUDA, where that is fast.
+        As many of the same shape, computed in the precision given.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    if x.is_cuda:
-        x = x.bfloat16()
     for _ in range(steps):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    result: Tensor = (x.mT if tall else x).to(matrices.dtype)
-    return result
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,12 +43,19 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate, on AdamW's scale.
         momentum: Of the Nesterov average.
         weight_decay: Decoupled.
+        dtype: Of the matrices while they are made orthogonal; None for that of the weights.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -69,6 +73,7 @@ class Muon(torch.optim.Optimizer):
                 gradients = torch.stack([weight.grad for weight in weights if weight.grad is not None])
                 averages = [self.state[weight]["momentum"] for weight in weights]
                 torch._foreach_lerp_(averages, list(gradients), 1 - group["momentum"])
-                updates = orthogonalise(gradients.lerp(torch.stack(averages), group["momentum"]))
+                directions = gradients.lerp(torch.stack(averages), group["momentum"])
+                updates = orthogonalise(directions.to(self._dtype or directions.dtype)).to(directions.dtype)
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, list(updates), alpha=-group["lr"] * _MATCH * max(shape) ** 0.5)
