@@ -16,6 +16,7 @@ from ultragist_rag.sizing import (
     KINDS,
     MODELS,
     N_METADATA,
+    PER_TOKEN,
     RATIOS,
     ModelShape,
     bundled_shape,
@@ -55,8 +56,9 @@ def test_the_command_counts_what_a_store_writes_but_for_its_settings(text_engine
         assert size.slots == memory.slots
         for kind in KINDS:
             data = encode(memory, name="a" * 26, stored=1_700_000_000.0, quantise=kind)
-            assert abs(size.n_bytes[kind] - len(data)) <= abs(N_METADATA - n_metadata(data)) + 8
-            assert N_METADATA * 0.6 < n_metadata(data) < N_METADATA * 1.4
+            n_counted = N_METADATA + PER_TOKEN * len(text)
+            assert abs(size.n_bytes[kind] - len(data)) <= abs(n_counted - n_metadata(data)) + 8
+            assert n_counted * 0.6 < n_metadata(data) < n_counted * 1.4
     assert len(store) == 0
 
 

@@ -130,6 +130,9 @@ class ReadFields(EngineFields):
     seed: int | None = None
     """Of the draws; equal seeds give equal answers."""
 
+    source_bias: float | None = Field(default=None, ge=0)
+    """How strongly answers are held to the words of prompt and memories; 4 suits those that stand in the documents."""
+
     stop: list[str] | None = None
     """Texts that end an answer and are not part of it; those of a call replace them."""
 
@@ -183,7 +186,7 @@ class ReadFields(EngineFields):
         settings: dict[str, Any] = {
             "max_new_tokens": _first(given.pop("max_tokens", None), given.pop("max_new_tokens", None), self.max_tokens)
         }
-        for name in ("temperature", "top_p", "top_k", "seed", "sources"):
+        for name in ("temperature", "top_p", "top_k", "seed", "source_bias", "sources"):
             value = _first(given.pop(name, None), getattr(self, name))
             if value is not None:
                 settings[name] = value

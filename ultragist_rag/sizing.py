@@ -51,6 +51,10 @@ N_METADATA = 1080
 """Bytes of the metadata of a file, such as the bundled model makes: checksum, fingerprints, settings, segments."""
 
 
+PER_TOKEN = 4
+"""Bytes of a source token in the metadata, where its number stands in base64."""
+
+
 def n_groups(count: int, kind: Kind) -> int:
     """Return how many groups of nearly equal length `count` numbers in a row make."""
     return -(-count // GROUPS[kind])
@@ -174,7 +178,7 @@ def sizes(n_tokens: int, models: Sequence[ModelShape] | None = None, ratios: Seq
         for ratio in ratios:
             slots = -(-n_tokens // ratio)
             n_bytes = {
-                dtype: n_file_bytes(tensor_table(layers, slots, stored))
+                dtype: n_file_bytes(tensor_table(layers, slots, stored), N_METADATA + PER_TOKEN * n_tokens)
                 for dtype, stored in (("bfloat16", "BF16"), *((kind, kind) for kind in KINDS))
             }
             found.append(Size(model, ratio, slots, n_bytes))

@@ -80,6 +80,9 @@ def test_a_bar_is_met_by_the_value_whatever_its_interval(ratio: int, share: floa
     kept = bars.KEPT[ratio] + share if share else 0.5
     value, paired = bars.bars_of([row("composed", ratio, 0.7, kept, bars.AGAINST_JOINT + share - (share == 0))], [])
     assert (value.bar, value.met, paired.bar, paired.met) == (bars.KEPT[ratio], met, bars.AGAINST_JOINT, met)
+    (held,) = bars.bars_of([replace(row("composed", ratio, 0.7, kept), method="composed" + report.HELD)], [])
+    assert (held.bar, held.met) == (bars.KEPT[ratio], met)
+    assert held.what != value.what
 
 
 def test_each_bar_of_the_full_text_and_none_of_the_rest() -> None:
@@ -105,12 +108,14 @@ def test_shares_are_of_the_better_full_text_and_differences_are_paired(
     text_engine: Any, model_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [Case(f"{n}?", ("yes",), ("text",), n < 3, 0) for n in range(10)]
-    right = {"full": 6, "composed": 5, "joint": 7, "closed": 0}
+    right, n_more = {"full": 6, "composed": 5, "joint": 7, "closed": 0}, 0
 
     before = UltraGist.from_pretrained(model_folders[1])
 
-    def answers(engine: UltraGist, _cases: Sequence[Case], method: str, _ratio: int | None) -> list[str]:
-        n_right = 8 if engine is before else right[method]
+    def answers(
+        engine: UltraGist, _cases: Sequence[Case], method: str, _ratio: int | None, source_bias: float
+    ) -> list[str]:
+        n_right = 8 if engine is before else right[method] + n_more * (source_bias == 3)
         return ["yes"] * n_right + ["no"] * (10 - n_right)
 
     monkeypatch.setattr(report, "predict", answers)
@@ -125,6 +130,13 @@ def test_shares_are_of_the_better_full_text_and_differences_are_paired(
         assert low < value < high <= 0
         assert rows["joint"].against_joint is None
         assert (rows["full"].unseen, rows["full"].n_unseen) == ((1.0, 1.0, 1.0), 3)
+        for n_more in (-1, 1, 3):
+            held = report.measure("corpus", cases, text_engine, base, (4,), source_bias=3)
+            assert [one for one in held if report.HELD not in one.method] == list(rows.values())
+            full_held, composed_held = (one for one in held if report.HELD in one.method)
+            assert composed_held.retention[0] == pytest.approx((5 + n_more) / max(full, 6 + n_more))
+            assert full_held.exact_match[0] == pytest.approx((6 + n_more) / 10)
+            assert composed_held.against_joint is None
 
 
 @pytest.mark.parametrize(
@@ -183,7 +195,11 @@ def test_the_command_measures_everything_and_leaves_with_1_only_if_asked(
     record = json.loads(out.read_text("utf-8"))
     assert json.loads(result.stdout) == record
     assert {one["task"] for one in record["countries"]} == {"corpus", "factbook"}
-    assert {one["method"] for one in record["countries"]} == {report.BEFORE, "full", "composed", "joint", "closed"}
+    held = {"full" + report.HELD, "composed" + report.HELD}
+    assert {one["method"] for one in record["countries"]} == {
+        *(report.BEFORE, "full", "composed", "joint", "closed"),
+        *held,
+    }
     assert {one["task"] for one in record["tasks"]} == {task.name for task in suite_tasks(record_suites())}
     assert {one["task"] for one in record["tasks"] if one["method"] == report.BEFORE} == {
         *("recall/mk_word", "recall/number", "recall/uuid", "recall/mk_uuid")

@@ -22,7 +22,14 @@ _MAX_NEW_TOKENS = 96
 Pieces = list[str | GistMemory]
 
 
-def predict(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None, batch: int = 16) -> list[str]:
+def predict(
+    engine: UltraGist,
+    cases: Sequence[Case],
+    method: str,
+    ratio: int | None,
+    batch: int = 16,
+    source_bias: float = 0.0,
+) -> list[str]:
     """Answers of one method.
 
     Args:
@@ -31,6 +38,7 @@ def predict(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
         method: `full`, `composed` (documents compressed one by one), `joint` (one stream) or `closed` (no document).
         ratio: Raw tokens per gist, for the two methods with memories.
         batch: Prompts decoded together.
+        source_bias: How strongly answers are held to the words of their prompts, see `Decoding`.
 
     Returns:
         One answer per case, without surrounding blanks.
@@ -49,7 +57,7 @@ def predict(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
                 prompts = compose(part, memories)
             else:
                 prompts = lay_out(engine, part, method, ratio)
-            answers.update(zip(places, read(engine, prompts), strict=True))
+            answers.update(zip(places, read(engine, prompts, source_bias), strict=True))
             bar.update(len(part))
     return [answers[place] for place in range(len(cases))]
 
@@ -59,9 +67,10 @@ def lay_out(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | 
     return _LAYOUTS[method](engine, cases, ratio)
 
 
-def read(engine: UltraGist, prompts: Sequence[Pieces]) -> list[str]:
+def read(engine: UltraGist, prompts: Sequence[Pieces], source_bias: float = 0.0) -> list[str]:
     """One line of answer for each prompt, without surrounding blanks."""
-    settings: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False, "stop": ["\n"]}
+    settings: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False, "source_bias": source_bias}
+    settings["stop"] = ["\n"]
     return [text.strip() for text in engine.generate(list(prompts), **settings)]
 
 

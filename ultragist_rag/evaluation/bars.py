@@ -25,7 +25,7 @@ from ultragist_rag.evaluation.batched import fitted_samples, score_samples
 from ultragist_rag.evaluation.environment import describe
 from ultragist_rag.evaluation.intervals import Interval
 from ultragist_rag.evaluation.metrics import bootstrap, mean, perplexity, retention
-from ultragist_rag.evaluation.report import BEFORE, Row, case_sets, interval, measure
+from ultragist_rag.evaluation.report import BEFORE, HELD, Row, case_sets, interval, measure
 from ultragist_rag.evaluation.settings import EvalSettings
 from ultragist_rag.evaluation.task import Scores, Task, suite_tasks
 
@@ -40,6 +40,9 @@ NEEDLES_KEPT, UUID_FULL_TEXT, UUID_KEPT = 0.95, 0.80, 0.90
 
 RATIO = 4
 """Of all tasks but perplexity."""
+
+SOURCE_BIAS = 4.0
+"""With which full text and composed memories are measured once more."""
 
 _NEEDLES = ("recall/mk_word", "recall/number")
 _UUIDS = ("recall/uuid", "recall/mk_uuid")
@@ -158,7 +161,9 @@ def measure_bars(
     engine = UltraGist.from_pretrained(model)
     before = None if base is None else _load_base(base)
     samples = {task.name: (task, fitted_samples(engine, settings, task)) for task in suite_tasks(names)}
-    countries = [row for name, cases in sets.items() for row in measure(name, cases, engine, before)]
+    countries = [
+        row for name, cases in sets.items() for row in measure(name, cases, engine, before, source_bias=SOURCE_BIAS)
+    ]
     rows: list[TaskRow] = []
     for name, (task, some) in samples.items():
         scores = {cell: score_samples(engine, settings, task, some, cell) for cell in _cells(name)}
@@ -243,12 +248,13 @@ def _country_bars(row: Row) -> list[Bar]:
     found = []
     if row.method == "full":
         found.append(Bar(f"{where}: exact match", row.exact_match, FULL_TEXT, row.questions))
-    if row.method == "composed" and row.against_joint is not None:
+    if row.method.removesuffix(HELD) == "composed":
         found.append(Bar(f"{where}: kept", row.retention, KEPT[row.ratio or 0], row.questions))
+    if row.against_joint is not None:
         found.append(Bar(f"{where}: exact match above joint", row.against_joint, AGAINST_JOINT, row.questions))
     if row.method in ("full", "composed") and row.unseen is not None:
         found.append(Bar(f"{where}, unseen wordings: exact match", row.unseen, None, row.n_unseen))
-    if row.method in ("closed", BEFORE):
+    if row.method in ("closed", BEFORE, "full" + HELD):
         found.append(Bar(f"{where}: exact match", row.exact_match, None, row.questions))
     return found
 
@@ -267,6 +273,8 @@ def _task_bars(row: TaskRow) -> list[Bar]:
 _WORDS = {
     "full": "full text",
     "composed": "memories",
+    "full" + HELD: "full text, source_bias",
+    "composed" + HELD: "memories, source_bias",
     "joint": "one joint memory",
     "gist": "memories",
     _CODES: "memories with codes verbatim",

@@ -27,6 +27,9 @@ RATIOS = (4, 8, 16, 32)
 BEFORE = "full, before gist training"
 """Method of the row of the base."""
 
+HELD = "+source_bias"
+"""End of the method of a row whose answers are held to the words of their prompts, see `Decoding.source_bias`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -34,7 +37,7 @@ class Row:
 
     Attributes:
         task: Name of the set.
-        method: `full`, `composed`, `joint`, `closed`, or `BEFORE`.
+        method: `full`, `composed`, `joint`, `closed`, or `BEFORE`; the first two also with `HELD` behind them.
         ratio: Raw tokens per gist; None for methods without.
         questions: How many.
         exact_match: Share of right answers with its 95 % interval.
@@ -65,8 +68,12 @@ def measure(
     engine: UltraGist,
     base: UltraGist | None = None,
     ratios: Sequence[int] = RATIOS,
+    source_bias: float = 0.0,
 ) -> list[Row]:
     """Full text, memories composed and joint at every ratio, and no document, on one set of cases.
+
+    With a bias, full text and composed memories once more with it; retention of these rows is against the better of
+    the full-text scores with and without.
 
     Args:
         task: Name of the set.
@@ -74,6 +81,7 @@ def measure(
         engine: The model measured.
         base: The model before gist training; if its full-text score is higher, retention is against it.
         ratios: Raw tokens per gist.
+        source_bias: See `Decoding`; 0 for no such rows.
 
     Returns:
         One row per method and ratio.
@@ -87,6 +95,16 @@ def measure(
         before = _scores(base, cases, "full", None)
         full = before if before.mean() > full.mean() else full
         scores = {(BEFORE, None): before, **scores}
+    best = dict.fromkeys(scores, full)
+    if source_bias:
+        held = {
+            (method + HELD, ratio): _scores(engine, cases, method, ratio, source_bias)
+            for method, ratio in plan
+            if method in ("full", "composed")
+        }
+        held_full = held["full" + HELD, None]
+        best |= dict.fromkeys(held, held_full if held_full.mean() > full.mean() else full)
+        scores |= held
     reworded = np.array([case.heldout for case in cases])
     n_unseen = int(reworded.sum())
     return [
@@ -96,7 +114,7 @@ def measure(
             ratio,
             len(cases),
             bootstrap(mean, values),
-            bootstrap(retention, values, full),
+            bootstrap(retention, values, best[method, ratio]),
             bootstrap(difference, values, scores["joint", ratio]) if method == "composed" else None,
             bootstrap(mean, values[reworded]) if n_unseen else None,
             n_unseen,
@@ -124,8 +142,10 @@ def write_json(record: Mapping[str, object], path: Path) -> None:
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _scores(engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None) -> Scores:
-    answers = predict(engine, cases, method, ratio)
+def _scores(
+    engine: UltraGist, cases: Sequence[Case], method: str, ratio: int | None, source_bias: float = 0.0
+) -> Scores:
+    answers = predict(engine, cases, method, ratio, source_bias=source_bias)
     return np.array([exact_match(a, case.answers) for a, case in zip(answers, cases, strict=True)], dtype=np.float64)
 
 

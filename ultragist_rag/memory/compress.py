@@ -31,7 +31,7 @@ from ultragist_rag.memory.windows import KV, remaining
 from ultragist_rag.modeling.attach import Attachment
 from ultragist_rag.types import RaggedIds
 
-__all__ = ["Ratios", "Tail", "Verbatim", "compress_ids", "ratio_plans"]
+__all__ = ["Ratios", "Tail", "Verbatim", "compress_ids", "ratio_plans", "source_ids_of"]
 
 Ratios = int | Sequence[int | Sequence[int]]
 Tail = Literal["flush", "raw"]
@@ -127,7 +127,7 @@ def compress_ids(  # noqa: PLR0913 - settings of one call, all but two by keywor
             document.course.ratios = [fitting_ratio(stepping, document.course, slots, tail == "flush")]
     finished = _run(attachment, stepping, work, lead_token, tail == "flush")
     return [
-        memory if memory is not None and not len(ids) else maker.make(document, kv)
+        memory if memory is not None and not len(ids) else maker.make(document, kv, source_ids_of(memory, ids))
         for ids, memory, (document, _), kv in zip(documents, before, work, finished, strict=True)
     ]
 
@@ -229,7 +229,7 @@ class _Maker:
                 "the memory has no progress, so it cannot go on. Make a new one from the whole text."
             )
 
-    def make(self, document: _Document, kv: KV | None) -> GistMemory:
+    def make(self, document: _Document, kv: KV | None, source_ids: Tensor | None) -> GistMemory:
         """Put a finished document into a memory."""
         if kv is None:
             raise InputError("a document is empty: give at least one token.")
@@ -250,7 +250,24 @@ class _Maker:
             lead_token=self.lead_token,
             joint=self.joint,
             verbatim=self.verbatim,
+            source_ids=source_ids,
         )
+
+
+def source_ids_of(before: GistMemory | None, ids: RaggedIds) -> Tensor | None:
+    """Give the tokens of a memory that goes on, or of a new one.
+
+    Args:
+        before: What it goes on from; None for nothing.
+        ids: New token ids.
+
+    Returns:
+        All token ids on the CPU; None if those before are not known.
+    """
+    new = ids.detach().to("cpu", torch.int32)
+    if before is None:
+        return new
+    return None if before.source_ids is None else torch.cat((before.source_ids, new))
 
 
 def _config_for(config: GistConfig, window: int | None) -> GistConfig:

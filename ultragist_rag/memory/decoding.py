@@ -9,6 +9,7 @@ Holds     a seeded draw depends on seed and scores alone, not on the batch, othe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -27,6 +28,8 @@ from transformers import (
 )
 
 from ultragist_rag.errors import InputError
+from ultragist_rag.memory.prompt import Prompt
+from ultragist_rag.memory.source_bias import SourceBias
 from ultragist_rag.memory.text import TextCodec
 
 __all__ = ["Cancelled", "Decoding", "StopTexts", "end_tokens", "logits_processors", "row_seeds"]
@@ -53,6 +56,8 @@ _STOCK = frozenset({
 })  # fmt: skip
 """Settings of transformers' generate that are handed on as they are."""
 
+_NUMBERS = ("temperature", "top_p", "min_p", "source_bias")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
@@ -65,6 +70,9 @@ class Decoding:
         top_p: Draw among the likeliest tokens that together have this probability.
         top_k: Draw among this many likeliest tokens; None or 0 for all.
         min_p: Draw among tokens at least this likely, relative to the likeliest.
+        source_bias: How strongly an answer is held to the words of the prompt, memories included: where the last
+            tokens of the answer stand in them, the scores (logarithms of probabilities) of all tokens that do not go
+            on as they do are lowered by this much. 0 for not at all; 4 suits answers that stand in the documents.
         num_beams: Beams of a beam search; 1 for none.
         num_return_sequences: Answers for each prompt; needs `do_sample` or as many beams.
         stop: Texts that end the answer and are not part of it.
@@ -85,6 +93,7 @@ class Decoding:
     top_p: float = 1.0
     top_k: int | None = None
     min_p: float | None = None
+    source_bias: float = 0.0
     num_beams: int = 1
     num_return_sequences: int = 1
     stop: tuple[str, ...] = ()
@@ -110,9 +119,7 @@ class Decoding:
         mine = {name: value for name, value in settings.items() if name in known}
         if "stop" in mine:
             mine["stop"] = _stop_texts(mine["stop"])
-        mine.update(
-            {name: float(mine[name]) for name in ("temperature", "top_p", "min_p") if mine.get(name) is not None}
-        )
+        mine.update({name: float(mine[name]) for name in _NUMBERS if mine.get(name) is not None})
         return cls(**mine, stock=stock)
 
     def __post_init__(self) -> None:
@@ -121,8 +128,9 @@ class Decoding:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
-        if self.temperature < 0:
-            raise InputError(f"temperature is {self.temperature}, but must be at least 0.")
+        for name in ("temperature", "source_bias"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be at least 0.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, but must lie between 0 and 1.")
         if self.top_k is not None and self.top_k < 0:
@@ -134,16 +142,7 @@ class Decoding:
                 f"{self.num_return_sequences} answers from {self.num_beams} beams would be equal: set do_sample=True "
                 f"or num_beams={self.num_return_sequences}."
             )
-
-        if self.cache_implementation not in ("dynamic", "static"):
-            raise InputError(
-                f"cache_implementation is {self.cache_implementation!r}, but must be 'dynamic' or 'static'."
-            )
-        if self.cache_implementation == "static" and self.rows > 1:
-            raise InputError(
-                f"cache_implementation is 'static', which holds one row per prompt, but {self.rows} are decoded. Use "
-                "'dynamic'."
-            )
+        self._check_cache()
 
     @property
     def samples(self) -> bool:
@@ -155,9 +154,20 @@ class Decoding:
         """Rows of the batch that one prompt takes."""
         return self.num_return_sequences if self.samples else self.num_beams
 
-    def processors(self, n_prompts: int) -> LogitsProcessorList:
-        """Make what changes scores and draws for the answers to some prompts."""
-        return logits_processors(self, row_seeds(self, n_prompts))
+    def _check_cache(self) -> None:
+        if self.cache_implementation not in ("dynamic", "static"):
+            raise InputError(
+                f"cache_implementation is {self.cache_implementation!r}, but must be 'dynamic' or 'static'."
+            )
+        if self.cache_implementation == "static" and self.rows > 1:
+            raise InputError(
+                f"cache_implementation is 'static', which holds one row per prompt, but {self.rows} are decoded. Use "
+                "'dynamic'."
+            )
+
+    def processors(self, prompts: Sequence[Prompt], start: int, ends: Sequence[int]) -> LogitsProcessorList:
+        """Make what changes scores and draws for the answers to some prompts; see `logits_processors`."""
+        return logits_processors(self, row_seeds(self, len(prompts)), prompts, start, ends)
 
     def criteria(self, tokenizer: Any, start: int) -> StoppingCriteriaList:
         """Make what ends decoding besides length and end token; `start` is the first column of the answers."""
@@ -199,7 +209,9 @@ def row_seeds(decoding: Decoding, n_prompts: int) -> list[int]:
     return seeds
 
 
-def logits_processors(decoding: Decoding, seeds: Sequence[int]) -> LogitsProcessorList:
+def logits_processors(
+    decoding: Decoding, seeds: Sequence[int], prompts: Sequence[Prompt], start: int, ends: Sequence[int]
+) -> LogitsProcessorList:
     """Make what changes scores before the likeliest token is taken, and draws by doing so.
 
     Source: the Gumbel-max trick: the likeliest token after adding Gumbel noise is a draw from the softmax.
@@ -207,11 +219,19 @@ def logits_processors(decoding: Decoding, seeds: Sequence[int]) -> LogitsProcess
     Args:
         decoding: How to decode.
         seeds: Of the draws, one for each row.
+        prompts: Prompts of ids and memories, for each as many rows.
+        start: First column of the answers.
+        ends: Tokens that end an answer.
 
     Returns:
         The processors, to be used for one answer only.
+
+    Raises:
+        InputError: If `source_bias` is set and a memory does not know its tokens.
     """
     processors = LogitsProcessorList(decoding.stock.get("logits_processor") or [])
+    if decoding.source_bias:
+        processors.append(SourceBias(prompts, decoding.source_bias, start, ends))
     if not decoding.samples:
         return processors
     if decoding.temperature != 1:

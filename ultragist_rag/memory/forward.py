@@ -19,6 +19,7 @@ from torch import Tensor
 from ultragist_rag.errors import InputError, MemoryMismatchError
 from ultragist_rag.layout.ratios import RatioState
 from ultragist_rag.layout.stream import Cursor, Situation, next_step
+from ultragist_rag.memory.compress import source_ids_of
 from ultragist_rag.memory.memory import GistMemory, Progress
 from ultragist_rag.memory.segments import segments_of, table_of
 from ultragist_rag.memory.windows import KV, keep_rows, run_steps
@@ -109,7 +110,9 @@ def forward_ids(  # noqa: PLR0913 - settings of one call, all but two by keyword
     open_ids = (*open_ids, *ids[0].tolist())[cursor.window_start - start :]
     skip = n_first if training and memory is None and config.masks_first_window else 0
     loss = (None, 0, 0.0) if labels is None else _loss(logits, labels, weights, skip)
-    return ForwardOutput(logits, _memory(attachment, cursor, kv, open_ids, memory), *loss)
+    return ForwardOutput(
+        logits, _memory(attachment, cursor, kv, open_ids, memory, source_ids_of(memory, input_ids[0])), *loss
+    )
 
 
 def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None, n_skipped: int) -> tuple[Tensor, int, float]:
@@ -142,7 +145,12 @@ def _resume(attachment: Attachment, memory: GistMemory | None) -> tuple[Cursor, 
 
 
 def _memory(
-    attachment: Attachment, cursor: Cursor, kv: KV, open_ids: tuple[int, ...], before: GistMemory | None
+    attachment: Attachment,
+    cursor: Cursor,
+    kv: KV,
+    open_ids: tuple[int, ...],
+    before: GistMemory | None,
+    source_ids: Tensor | None,
 ) -> GistMemory:
     progress = Progress(
         tokens=cursor.tokens,
@@ -163,4 +171,5 @@ def _memory(
         lead_token=before.lead_token if before else None,
         joint=before.joint if before else True,
         verbatim=before.verbatim if before else "",
+        source_ids=source_ids,
     )

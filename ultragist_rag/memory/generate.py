@@ -233,7 +233,7 @@ def decode(
                 past_key_values=start.cache,
                 streamer=streamer,
                 **_generate_settings(model, decoding, ends),
-                logits_processor=decoding.processors(len(prompts)),
+                logits_processor=decoding.processors(prompts, start.ids.shape[1], ends),
                 stopping_criteria=decoding.criteria(engine.tokenizer, start.ids.shape[1]),
             )
     return list(output[:, start.ids.shape[1] :].cpu())

@@ -21,7 +21,7 @@ from torch import Tensor
 from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.packing import packed_view, unpacked
-from ultragist_rag.types import LayerKV
+from ultragist_rag.types import LayerKV, RaggedIds
 
 __all__ = ["GistMemory", "Progress", "Segment", "SegmentKind"]
 
@@ -112,6 +112,8 @@ class GistMemory:
         joint: Whether it is a stream of its own, with its first token and sink inside, not a composable document.
         verbatim: Name of the policy whose tokens keep their raw keys and values; `custom` if it has no name, empty for
             none.
+        source_ids: Token ids of the sequence, shape (tokens,), on the CPU, so that an answer can be held to them
+            (`source_bias`); None if they are not known.
         packed: Keys and values of all layers as one tensor of shape (layers, 2, kv_heads, slots, head_dim), if they lie
             in one piece and carry no gradients; else None. The same numbers, for copying and rotating all at once.
 
@@ -129,6 +131,7 @@ class GistMemory:
     lead_token: int | None = None
     joint: bool = False
     verbatim: str = ""
+    source_ids: RaggedIds | None = None
     packed: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -151,6 +154,10 @@ class GistMemory:
             stop = segment.stop
         if stop != self.slots:
             raise InputError(f"segments cover {stop} slots, but the tensors have {self.slots}.")
+        if self.source_ids is not None and len(self.source_ids) != self.n_source_tokens:
+            raise InputError(
+                f"there are {len(self.source_ids)} source_ids of {self.n_source_tokens} tokens: give all or None."
+            )
         object.__setattr__(self, "packed", packed_view(self.keys, self.values))
 
     @property

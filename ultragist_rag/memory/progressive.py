@@ -68,9 +68,11 @@ def _decode(engine: Any, ids: Tensor, memory: GistMemory | None, decoding: Decod
     if streamer is not None:
         streamer.put(ids.cpu())
     first = engine.forward(ids, memory=memory, **seed)
+    prompt: list[Tensor | GistMemory] = [ids[0]] if memory is None else [memory, ids[0]]
     answers = []
     for number in row_seeds(decoding, 1):
-        choose, done = logits_processors(decoding, [number]), decoding.criteria(engine.tokenizer, ids.shape[1])
+        choose = logits_processors(decoding, [number], [prompt], ids.shape[1], sorted(ends))
+        done = decoding.criteria(engine.tokenizer, ids.shape[1])
         out, all_ids = first, ids
         while True:
             scores: Any = out.logits[:, -1]

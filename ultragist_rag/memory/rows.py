@@ -21,6 +21,7 @@ from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processor
 from ultragist_rag.memory.generate import decode, n_columns
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine
+from ultragist_rag.memory.prompt import Prompt
 
 __all__ = ["Row", "decode_rows", "n_side_by_side"]
 
@@ -165,9 +166,9 @@ class _SideBySide(Decoding):
 
     each: tuple[Row, ...]
 
-    def processors(self, n_prompts: int) -> LogitsProcessorList:
-        del n_prompts
-        return LogitsProcessorList([_EachProcessed(self.each)])
+    def processors(self, prompts: Sequence[Prompt], start: int, ends: Sequence[int]) -> LogitsProcessorList:
+        del prompts
+        return LogitsProcessorList([_EachProcessed(self.each, start, ends)])
 
     def criteria(self, tokenizer: Any, start: int) -> StoppingCriteriaList:
         return StoppingCriteriaList([_EachTakes(self.each, tokenizer, start)])
@@ -176,16 +177,18 @@ class _SideBySide(Decoding):
 class _EachProcessed(LogitsProcessor):
     """Changes the scores of each row by its own settings; rows of equal settings at once."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], start: int, ends: Sequence[int]) -> None:
         alike: dict[tuple[object, ...], list[int]] = {}
         for number, row in enumerate(rows):
             how = row.decoding
-            key = (how.samples, how.temperature, how.top_p, how.top_k, how.min_p)
+            key = (how.samples, how.temperature, how.top_p, how.top_k, how.min_p, how.source_bias)
             alike.setdefault(key, []).append(number)
-        self._groups: list[tuple[list[int], Any]] = [
-            (numbers, logits_processors(rows[numbers[0]].decoding, [seed for n in numbers for seed in rows[n].seeds]))
-            for numbers in alike.values()
-        ]
+        self._groups: list[tuple[list[int], Any]] = []
+        for numbers in alike.values():
+            some = [rows[number] for number in numbers]
+            seeds = [seed for row in some for seed in row.seeds]
+            made = logits_processors(some[0].decoding, seeds, [row.prompt for row in some], start, ends)
+            self._groups.append((numbers, made))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float()

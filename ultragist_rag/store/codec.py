@@ -10,6 +10,7 @@ Holds     a memory is read bit by bit as it was written, quantised ones as their
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from ultragist_rag.config import GistConfig
@@ -43,6 +45,7 @@ _SEAL_AT = 8 + len(_START)
 _FORMAT = re.compile(rb'","format":"([0-9]{1,9})"')
 _MAX_HEADER = 16 * 2**20
 _MAX_SIZE = 2**31
+_MAX_SOURCE_IDS = 2_000_000
 _RATIO_SETTINGS = ("ratio", "ratios", "ratio_policy", "adapt_tokens", "adapt_positions")
 
 
@@ -104,6 +107,8 @@ def encode(
         "layers": len(memory.keys),
         "slots": memory.slots,
     }
+    if memory.source_ids is not None and len(memory.source_ids) <= _MAX_SOURCE_IDS:
+        manifest["source_ids"] = _pack_ids(memory.source_ids)
     tensors: Mapping[str, torch.Tensor] = {
         f"{part}.{layer}": tensor
         for layer, pair in enumerate(zip(memory.keys, memory.values, strict=True))
@@ -143,7 +148,7 @@ def decode(data: bytes, *, key: bytes = b"", expected: Expected | None = None) -
         check_match(manifest, expected)
     try:
         tensors = _layers(header, manifest, bytearray(memoryview(data)[start:]))
-        progress = manifest["progress"]
+        progress, source_ids = manifest["progress"], manifest.get("source_ids")
         return GistMemory(
             **tensors,
             segments=tuple(_segment(*values) for values in manifest["segments"]),
@@ -154,9 +159,20 @@ def decode(data: bytes, *, key: bytes = b"", expected: Expected | None = None) -
             lead_token=manifest["lead_token"],
             joint=manifest["mode"] == "joint",
             verbatim=manifest["verbatim"],
+            source_ids=None if source_ids is None else _unpack_ids(source_ids),
         )
-    except (AttributeError, KeyError, TypeError, InputError, ConfigError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, InputError, ConfigError) as error:
         raise CorruptGistError(_damaged(f"the manifest is not one of this version ({error})")) from error
+
+
+def _pack_ids(ids: torch.Tensor) -> str:
+    """Three bytes for each token id, little-endian, in base64."""
+    return base64.b64encode(ids.numpy().astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()).decode("ascii")
+
+
+def _unpack_ids(text: str) -> torch.Tensor:
+    parts = np.frombuffer(base64.b64decode(text, validate=True), np.uint8).reshape(-1, 3)
+    return torch.from_numpy(np.pad(parts, ((0, 0), (0, 1))).view("<u4")[:, 0].astype(np.int32))
 
 
 def read_manifest(data: bytes, *, key: bytes = b"") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 from ultragist_rag.background import in_background
@@ -69,5 +70,5 @@ def _save(
     shelf: Shelf, memories: Sequence[GistMemory], records: Sequence[SourceRecord], keep_source: bool, n_done: int
 ) -> int:
     for memory, record in zip(memories, records, strict=True):
-        shelf.save(memory, record, keep_source)
+        shelf.save(memory if keep_source else replace(memory, source_ids=None), record, keep_source)
     return n_done

@@ -32,7 +32,8 @@ _now = time.time
 
 
 def by_content(memory: GistMemory, recipe: refs.Recipe) -> tuple[refs.Recipe, str]:
-    """Return recipe and text that the id of a memory without a text is made of."""
+    """Return recipe and text that the id of a memory without a text is made of; its token ids have no say."""
+    memory = replace(memory, source_ids=None)
     return replace(recipe, mode=f"{recipe.mode}+tokens"), hashlib.sha256(codec.encode(memory)).hexdigest()
 
 

@@ -13,6 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -130,7 +131,7 @@ class GistStore(StoreReader):
             text: What it was made from; with it, `find` finds it and it can be made again. None for a memory of tokens.
             metadata: JSON values to keep beside the text.
             ratio: The ratio that was asked for, if its segments do not tell.
-            keep_source: Whether to keep text and metadata; None for the store's own setting.
+            keep_source: Whether to keep text, token ids and metadata; None for the store's own setting.
             quantise: `int8`, `int4`, or `none` to store it bit by bit; None for the store's own setting.
 
         Returns:
@@ -143,9 +144,10 @@ class GistStore(StoreReader):
         recipe = recipe_of(memory, ratio, dtype=self._kind(quantise))
         recipe, identity = (recipe, text) if text is not None else by_content(memory, recipe)
         name = self._shelf.identify(recipe, identity)
-        keep = text is not None and (self.keep_source if keep_source is None else keep_source)
+        keep = self.keep_source if keep_source is None else keep_source
+        memory = memory if keep else replace(memory, source_ids=None)
         record = SourceRecord(name=name, text=text or "", recipe=recipe, metadata=metadata or {})
-        self._shelf.save(memory, record, keep)
+        self._shelf.save(memory, record, keep and text is not None)
         return hand_out(name)
 
     def delete(self, marker: str) -> bool:

@@ -184,7 +184,7 @@ def _attend_in_pieces(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    found: Tensor = _InPieces.apply(query, key, value, mask, scale)
+    found: Tensor = _InPieces.apply(query, key, value, mask, scale)  # type: ignore[no-untyped-call]
     return found
 
 
