@@ -138,7 +138,7 @@ def test_a_policy_is_checked_when_the_component_is_made(store):
         ({}, None, {}, {"max_new_tokens": 128, "temperature": 0.0, "do_sample": False}),
         ({"max_new_tokens": 5}, None, {}, {"max_new_tokens": 5, "temperature": 0.0, "do_sample": False}),
         (
-            {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 1, "stop": ["a"]},
+            {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 1, "source_bias": 4, "stop": ["a"]},
             None,
             {},
             {
@@ -148,19 +148,21 @@ def test_a_policy_is_checked_when_the_component_is_made(store):
                 "top_p": 0.9,
                 "top_k": 3,
                 "seed": 1,
+                "source_bias": 4.0,
                 "stop": ["a"],
             },
         ),
         (
             {"temperature": 0.5, "stop": ["a"], "max_tokens": 9},
             ["b"],
-            {"temperature": 0, "max_tokens": 2, "repetition_penalty": 1.5},
+            {"temperature": 0, "max_tokens": 2, "repetition_penalty": 1.5, "source_bias": 2.0},
             {
                 "max_new_tokens": 2,
                 "temperature": 0,
                 "do_sample": False,
                 "stop": ["b"],
                 "repetition_penalty": 1.5,
+                "source_bias": 2.0,
             },
         ),
         ({"stop": ["a"]}, [], {"seed": None}, {"max_new_tokens": 128, "temperature": 0.0, "do_sample": False}),

@@ -64,6 +64,7 @@ Ratio = Annotated[str, typer.Option("--ratio", help="Raw tokens per gist token; 
 Embeddings = Annotated[str, typer.Option("--embeddings", help="'hashing' or 'sentence-transformers:NAME'.")]
 Passages = Annotated[int, typer.Option("--passages", "-k", help="Passages to read for each question.")]
 Tokens = Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")]
+SourceBias = Annotated[float, typer.Option(help="Hold answers to the words of the passages; 4 suits most.", min=0)]
 Compare = Annotated[bool, typer.Option("--compare/--no-compare", help="Ask with full text too, and time both.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -120,6 +121,7 @@ def ask(  # noqa: PLR0913 - one parameter per option
     model: Annotated[str | None, typer.Option("--model", help="Model, if not the one of the index.")] = None,
     passages: Passages = 4,
     max_tokens: Tokens = 32,
+    source_bias: SourceBias = 0.0,
     compare: Compare = True,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +129,8 @@ def ask(  # noqa: PLR0913 - one parameter per option
     from ultragist_rag.console import print_answers, print_json
     from ultragist_rag.pipeline import open_collection
 
-    answers = open_collection(home, model).ask(questions, k=passages, max_tokens=max_tokens, compare=compare)
+    collection = open_collection(home, model)
+    answers = collection.ask(questions, k=passages, max_tokens=max_tokens, source_bias=source_bias, compare=compare)
     if as_json:
         print_json(answers)
     else:

@@ -131,12 +131,15 @@ class Collection:
     engine: UltraGist
     ratio: int
 
-    def chain(self, *, k: int = 4, max_tokens: int = 32, compressed: bool = True) -> Runnable[str, str]:
+    def chain(
+        self, *, k: int = 4, max_tokens: int = 32, source_bias: float = 0.0, compressed: bool = True
+    ) -> Runnable[str, str]:
         """Build the LangChain chain: question in, answer out.
 
         Args:
             k: Passages per question.
             max_tokens: Longest answer.
+            source_bias: How strongly answers are held to the words of the passages, see `Decoding`.
             compressed: Put memories into the prompt; otherwise the passages as text, everything else being equal.
 
         Returns:
@@ -147,7 +150,7 @@ class Collection:
             documents = (
                 documents | UltraGistCompressor(engine=self.engine, store=self.store, ratio=self.ratio).as_runnable()
             )
-        llm = UltraGistLLM(engine=self.engine, store=self.store, max_new_tokens=max_tokens)
+        llm = UltraGistLLM(engine=self.engine, store=self.store, max_new_tokens=max_tokens, source_bias=source_bias)
         fill = {"context": documents | RunnableLambda(_join), "question": RunnableLambda(neutralise)}
         return fill | PromptTemplate.from_template(PROMPT) | llm
 
@@ -161,7 +164,14 @@ class Collection:
         ]
 
     def ask(
-        self, questions: Sequence[str], *, k: int = 4, max_tokens: int = 32, compare: bool = True, runs: int = 3
+        self,
+        questions: Sequence[str],
+        *,
+        k: int = 4,
+        max_tokens: int = 32,
+        source_bias: float = 0.0,
+        compare: bool = True,
+        runs: int = 3,
     ) -> list[Answer]:
         """Answer questions through the chain, and measure.
 
@@ -172,6 +182,7 @@ class Collection:
             questions: At least one.
             k: Passages per question.
             max_tokens: Longest answer.
+            source_bias: As for `chain`.
             compare: Ask the full-text chain too.
             runs: How often each is asked; durations are medians.
 
@@ -183,9 +194,8 @@ class Collection:
         """
         if not questions:
             raise InputError("there is no question. Ask something.")
-        chains = [self.chain(k=k, max_tokens=max_tokens)]
-        if compare:
-            chains.append(self.chain(k=k, max_tokens=max_tokens, compressed=False))
+        kinds = (True, False) if compare else (True,)
+        chains = [self.chain(k=k, max_tokens=max_tokens, source_bias=source_bias, compressed=kind) for kind in kinds]
         for chain in chains:
             _first_piece(chain, questions[0])
         return [self._answer(chains, question, k, runs) for question in questions]

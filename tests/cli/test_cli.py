@@ -104,6 +104,11 @@ def test_json_holds_what_the_store_and_the_engine_say(folder: Path, home: Path, 
     alone = run("ask", "capital of Chad?", "--from", home, "-k", 1, "--max-tokens", 4, "--json", "--no-compare")
     (once,) = json.loads(alone.stdout)
     assert (once["answer"], once["full_text_answer"]) == (chad["answer"], None)
+    held = run("ask", "capital of Chad?", "--from", home, "-k", 1, "--max-tokens", 9, "--json", "--source-bias", 1000)
+    (one,) = json.loads(held.stdout)
+    settings = {"max_new_tokens": 9, "source_bias": 1000}
+    assert one["answer"] == text_engine.generate([memory, prompt], **settings).strip()
+    assert one["full_text_answer"] == text_engine.generate(text + prompt, **settings).strip()
 
 
 def test_demo_indexes_and_answers(folder: Path, home: Path, model: Path, tmp_path: Path) -> None:

@@ -112,3 +112,16 @@ def test_muon_takes_every_weight_along_its_own_orthogonal_step() -> None:
         assert weight.grad is not None
         direction = weight.grad.lerp(0.1 * weight.grad, 0.9)  # the average of one gradient, seen Nesterov's way
         torch.testing.assert_close(weight, old - 0.1 * 0.2 * 8**0.5 * orthogonalise(direction))
+
+
+def test_muon_in_bfloat16_orthogonalises_in_it_and_keeps_its_weights_in_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(2, 24, 40, generator=generator)
+    steps = []
+    for dtype in (None, torch.bfloat16):
+        weight = torch.nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        Muon([weight], lr=0.1, dtype=dtype).step()
+        assert weight.dtype == torch.float32
+        steps.append(weight.detach() - start)
+    assert 0 < (steps[0] - steps[1]).norm() < 0.1 * steps[0].norm()

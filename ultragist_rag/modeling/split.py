@@ -10,6 +10,7 @@ Source    the split is ours; causal kernels that take no mask: FlashAttention-2,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,14 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> T
     )
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: VisibilityMask, scale: float | None) -> Tensor:
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: VisibilityMask,
+    scale: float | None,
+    kernel: Callable[..., Tensor] = scaled_dot_product_attention,
+) -> Tensor:
     """Attend with a mask; query heads that share a key head run as further rows of it.
 
     Args:
@@ -88,6 +96,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Visibility
         value: As `key`.
         mask: What each row sees, shape (batch, 1, rows, keys).
         scale: Of the scores; None for 1 / sqrt(head_dim).
+        kernel: What is called, with the arguments of `scaled_dot_product_attention`, for as many key heads as heads.
 
     Returns:
         Shape as `query`.
@@ -97,5 +106,5 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Visibility
     if groups > 1:
         query = query.reshape(batch, key.shape[1], groups * rows, width)
         mask = mask.repeat(1, 1, groups, 1)
-    seen = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    seen = kernel(query, key, value, attn_mask=mask, scale=scale)
     return seen.reshape(batch, heads, rows, width)

@@ -80,6 +80,7 @@ async def test_async_finds_what_sync_has_cached(model: Any, markers: list[str], 
         {"temperature": 1.5, "seed": 1, "top_p": 0.2},
         {"temperature": 1.5, "seed": 1, "top_k": 3},
         {"repetition_penalty": 1.5},
+        {"source_bias": 1000.0},
     ],
 )
 def test_settings_of_a_call_make_another_question(model: Any, change: dict[str, Any], asked: list[int]) -> None:
