@@ -51,7 +51,8 @@ _ASKED = (
     "answers it and three others\n(one of the same country), shuffled. `corpus` is `examples/corpus`, `factbook` its "
     "source's own text. `composed` memories are made one\ndocument at a time, `joint` ones in one stream. With "
     "`+source_bias` answers are held to the words of the documents\n(`source_bias=4`); what is kept is then of the "
-    "better full-text score with and without it. Exact match after SQuAD normalisation,\nbootstrap intervals over questions."
+    "better full-text score with and without it. Exact match after SQuAD\nnormalisation, bootstrap intervals over "
+    "questions."
 )
 _NEEDLES = (
     "One value among others that look like it, in pages about places that do not exist: words (`mk_word`), numbers, "
