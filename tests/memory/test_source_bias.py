@@ -10,7 +10,8 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.memory.decoding import Decoding
 from ultragist_rag.memory.generate import answer, askable
 from ultragist_rag.memory.rows import Row, decode_rows
-from ultragist_rag.memory.source_bias import SourceBias, following
+from ultragist_rag.memory.source_bias import Asked, SourceBias, following
+from ultragist_rag.memory.text import TextCodec
 from ultragist_rag.store import GistStore
 from ultragist_rag.store.codec import decode, encode
 from ultragist_rag.testing import tiny_engine
@@ -44,15 +45,15 @@ def slowly(source, answer):
         starts = range(len(source) - length + 1)
         stops = [at + length for at in starts if source[at : at + length] == answer[-length:]]
         if stops:
-            return sorted({source[stop] for stop in stops if stop < len(source)})
-    return None
+            return sorted({source[stop] for stop in stops if stop < len(source)}), length
+    return [], 0
 
 
 def check_held(source, ids, ends=()):
     """Check that each token goes on as the source does, where that can be told; return how often it can."""
     n_told = 0
     for at in range(1, len(ids)):
-        behind = slowly(source, ids[:at])
+        behind, _ = slowly(source, ids[:at])
         assert not behind or ids[at] in (*behind, *ends)
         n_told += bool(behind)
     return n_told
@@ -64,20 +65,32 @@ def test_the_longest_match_is_that_of_a_slow_search():
     for _ in range(500):
         source = rng.integers(0, 4, rng.integers(1, 25)).tolist()
         said = rng.integers(0, 5, rng.integers(1, 7)).tolist()
-        found, wanted = following(np.array(source), said), slowly(source, said)
-        assert (None if found is None else found.tolist()) == wanted
-        matches.add(None if wanted is None else len(wanted))
-    assert {None, 0, 1, 2} <= matches
+        behind, length = following(np.array(source), said)
+        assert (behind.tolist(), length) == slowly(source, said)
+        matches.add((len(behind), length))
+    assert {(0, 0), (0, 1), (1, 1), (2, 1), (1, 4)} <= matches
 
 
 def test_scores_are_lowered_for_all_that_does_not_go_on_as_the_prompt_does():
-    prompts = [[torch.tensor([5, 6, 7])], [torch.tensor([5, 8]), torch.tensor([5, 9])]]
-    scores = torch.arange(12.0).expand(3, -1)
-    ids = torch.tensor([[1, 5], [1, 5], [1, 2]])
-    changed = SourceBias([*prompts, prompts[0]], 3.0, 1, [0])(ids, scores)
-    for row, free in enumerate(([6, 0], [8, 9, 0], range(12))):
+    prompts = [[torch.tensor([5, 6, 7])], [torch.tensor([4, 5, 8]), torch.tensor([5, 9])]]
+    scores = torch.arange(12.0).expand(4, -1)
+    ids = torch.tensor([[1, 3, 5], [1, 5, 7], [1, 4, 5], [1, 3, 5]])
+    changed = SourceBias(Asked(prompts, 1, [0], None), 3.0)(ids, scores)
+    for row, (free, bias) in enumerate((([6, 0], 3), (range(12), 0), ([8, 0], 6), ([8, 9, 0], 3))):
         kept = torch.tensor([token in free for token in range(12)])
-        assert torch.equal(changed[row], torch.where(kept, scores[row], scores[row] - 3))
+        assert torch.equal(changed[row], torch.where(kept, scores[row], scores[row] - bias))
+
+
+def test_no_answer_ends_inside_a_word_of_its_source(text_engine):
+    source, end = ids_of(text_engine, "Ouagadougou is large"), text_engine.tokenizer.eos_token_id
+    asked = Asked([[torch.tensor(source)]], 0, [end], TextCodec.of(text_engine.tokenizer))
+    scores = torch.zeros(1, len(text_engine.tokenizer))
+    ended = [
+        bool(SourceBias(asked, 1.0)(torch.tensor([source[:n]]), scores)[0, end] == 0) for n in range(1, len(source))
+    ]
+    texts = [text_engine.tokenizer.decode(source[:n]) for n in range(1, len(source))]
+    assert ended == [text in ("Ouagadougou", "Ouagadougou is") for text in texts]
+    assert {True, False} == set(ended)
 
 
 def test_a_strong_bias_lets_an_answer_leave_its_prompt_only_where_that_ends():

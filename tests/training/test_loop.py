@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from ultragist_rag import UltraGist
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.batches import Row
+from ultragist_rag.training.checkpoint import mix_in
 from ultragist_rag.training.config import Stage, TrainConfig
 from ultragist_rag.training.loop import Trainer
 
@@ -38,6 +39,32 @@ def test_a_resumed_run_computes_the_numbers_of_an_unbroken_one(tiny_run: TrainCo
     one, other = _weights(unbroken), _weights(broken)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(_losses(broken)) == broken.n_steps
+
+
+def test_a_stage_that_keeps_a_share_ends_between_the_weights_before_and_behind_it(tiny_run: TrainConfig) -> None:
+    first, second = tiny_run.stages
+    keeping = (first, second.model_copy(update={"keep": 0.25}))
+    plain, kept, broken = (
+        tiny_run.model_copy(update={"output": tiny_run.output / name, "stages": stages})
+        for name, stages in (("plain", tiny_run.stages), ("kept", keeping), ("broken", keeping))
+    )
+    Trainer(plain).run(stop_after=first.steps + 1)
+    Trainer(kept).run(stop_after=first.steps)
+    before = _weights(kept)
+    Trainer(plain).run()
+    Trainer(kept).run()
+    behind, found = _weights(plain), _weights(kept)
+    gist = {name for name in found if "ultragist" in name}  # they begin anew where the second stage does
+    for name in found.keys() - gist:
+        torch.testing.assert_close(found[name], 0.25 * before[name] + 0.75 * behind[name])
+    assert any(not torch.allclose(found[name], behind[name]) for name in gist)
+    for steps in (first.steps + 1, None):
+        Trainer(broken).run(stop_after=steps)
+    again = _weights(broken)
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    (broken.output / "before.safetensors").write_bytes(b"{")
+    with pytest.raises(TrainingError, match="weights before this stage"):
+        mix_in(broken.output / "before.safetensors", {}, 0.5)
 
 
 OBJECTIVES = [

@@ -28,8 +28,7 @@ from transformers import (
 )
 
 from ultragist_rag.errors import InputError
-from ultragist_rag.memory.prompt import Prompt
-from ultragist_rag.memory.source_bias import SourceBias
+from ultragist_rag.memory.source_bias import Asked, SourceBias
 from ultragist_rag.memory.text import TextCodec
 
 __all__ = ["Cancelled", "Decoding", "StopTexts", "end_tokens", "logits_processors", "row_seeds"]
@@ -72,7 +71,8 @@ class Decoding:
         min_p: Draw among tokens at least this likely, relative to the likeliest.
         source_bias: How strongly an answer is held to the words of the prompt, memories included: where the last
             tokens of the answer stand in them, the scores (logarithms of probabilities) of all tokens that do not go
-            on as they do are lowered by this much. 0 for not at all; 4 suits answers that stand in the documents.
+            on as they do are lowered by this much for each of these. 0 for not at all; 4 suits answers that stand in
+            the documents.
         num_beams: Beams of a beam search; 1 for none.
         num_return_sequences: Answers for each prompt; needs `do_sample` or as many beams.
         stop: Texts that end the answer and are not part of it.
@@ -165,9 +165,9 @@ class Decoding:
                 "'dynamic'."
             )
 
-    def processors(self, prompts: Sequence[Prompt], start: int, ends: Sequence[int]) -> LogitsProcessorList:
-        """Make what changes scores and draws for the answers to some prompts; see `logits_processors`."""
-        return logits_processors(self, row_seeds(self, len(prompts)), prompts, start, ends)
+    def processors(self, asked: Asked) -> LogitsProcessorList:
+        """Make what changes scores and draws for the answers to some prompts."""
+        return logits_processors(self, row_seeds(self, len(asked.prompts)), asked)
 
     def criteria(self, tokenizer: Any, start: int) -> StoppingCriteriaList:
         """Make what ends decoding besides length and end token; `start` is the first column of the answers."""
@@ -209,9 +209,7 @@ def row_seeds(decoding: Decoding, n_prompts: int) -> list[int]:
     return seeds
 
 
-def logits_processors(
-    decoding: Decoding, seeds: Sequence[int], prompts: Sequence[Prompt], start: int, ends: Sequence[int]
-) -> LogitsProcessorList:
+def logits_processors(decoding: Decoding, seeds: Sequence[int], asked: Asked) -> LogitsProcessorList:
     """Make what changes scores before the likeliest token is taken, and draws by doing so.
 
     Source: the Gumbel-max trick: the likeliest token after adding Gumbel noise is a draw from the softmax.
@@ -219,9 +217,7 @@ def logits_processors(
     Args:
         decoding: How to decode.
         seeds: Of the draws, one for each row.
-        prompts: Prompts of ids and memories, for each as many rows.
-        start: First column of the answers.
-        ends: Tokens that end an answer.
+        asked: What is decoded.
 
     Returns:
         The processors, to be used for one answer only.
@@ -231,7 +227,7 @@ def logits_processors(
     """
     processors = LogitsProcessorList(decoding.stock.get("logits_processor") or [])
     if decoding.source_bias:
-        processors.append(SourceBias(prompts, decoding.source_bias, start, ends))
+        processors.append(SourceBias(asked, decoding.source_bias))
     if not decoding.samples:
         return processors
     if decoding.temperature != 1:

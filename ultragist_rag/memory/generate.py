@@ -24,6 +24,7 @@ from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
 from ultragist_rag.memory.prompt import count_prompt
+from ultragist_rag.memory.source_bias import Asked
 from ultragist_rag.memory.static import static_cache
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.modes import in_eval_mode
@@ -225,6 +226,8 @@ def decode(
             start.cache.batch_repeat_interleave(decoding.rows)
         start = start.copied(decoding.rows if decoding.samples else 1)
         ends = end_tokens(model, engine.tokenizer, decoding)
+        codec = None if engine.tokenizer is None else TextCodec.of(engine.tokenizer)
+        asked = Asked(prompts, start.ids.shape[1], ends, codec)
         with start.masked(engine.attachment.decoder):
             output = model.generate(
                 start.ids,
@@ -233,7 +236,7 @@ def decode(
                 past_key_values=start.cache,
                 streamer=streamer,
                 **_generate_settings(model, decoding, ends),
-                logits_processor=decoding.processors(prompts, start.ids.shape[1], ends),
+                logits_processor=decoding.processors(asked),
                 stopping_criteria=decoding.criteria(engine.tokenizer, start.ids.shape[1]),
             )
     return list(output[:, start.ids.shape[1] :].cpu())

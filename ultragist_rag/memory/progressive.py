@@ -19,6 +19,8 @@ from torch import Tensor
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processors, row_seeds
 from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.source_bias import Asked
+from ultragist_rag.memory.text import TextCodec
 
 __all__ = ["decode_progressively"]
 
@@ -68,10 +70,11 @@ def _decode(engine: Any, ids: Tensor, memory: GistMemory | None, decoding: Decod
     if streamer is not None:
         streamer.put(ids.cpu())
     first = engine.forward(ids, memory=memory, **seed)
-    prompt: list[Tensor | GistMemory] = [ids[0]] if memory is None else [memory, ids[0]]
+    codec = None if engine.tokenizer is None else TextCodec.of(engine.tokenizer)
+    asked = Asked([[ids[0]] if memory is None else [memory, ids[0]]], ids.shape[1], sorted(ends), codec)
     answers = []
     for number in row_seeds(decoding, 1):
-        choose = logits_processors(decoding, [number], [prompt], ids.shape[1], sorted(ends))
+        choose = logits_processors(decoding, [number], asked)
         done = decoding.criteria(engine.tokenizer, ids.shape[1])
         out, all_ids = first, ids
         while True:

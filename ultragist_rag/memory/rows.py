@@ -21,7 +21,7 @@ from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processor
 from ultragist_rag.memory.generate import decode, n_columns
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine
-from ultragist_rag.memory.prompt import Prompt
+from ultragist_rag.memory.source_bias import Asked
 
 __all__ = ["Row", "decode_rows", "n_side_by_side"]
 
@@ -166,9 +166,8 @@ class _SideBySide(Decoding):
 
     each: tuple[Row, ...]
 
-    def processors(self, prompts: Sequence[Prompt], start: int, ends: Sequence[int]) -> LogitsProcessorList:
-        del prompts
-        return LogitsProcessorList([_EachProcessed(self.each, start, ends)])
+    def processors(self, asked: Asked) -> LogitsProcessorList:
+        return LogitsProcessorList([_EachProcessed(self.each, asked)])
 
     def criteria(self, tokenizer: Any, start: int) -> StoppingCriteriaList:
         return StoppingCriteriaList([_EachTakes(self.each, tokenizer, start)])
@@ -177,7 +176,7 @@ class _SideBySide(Decoding):
 class _EachProcessed(LogitsProcessor):
     """Changes the scores of each row by its own settings; rows of equal settings at once."""
 
-    def __init__(self, rows: Sequence[Row], start: int, ends: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[Row], asked: Asked) -> None:
         alike: dict[tuple[object, ...], list[int]] = {}
         for number, row in enumerate(rows):
             how = row.decoding
@@ -187,8 +186,8 @@ class _EachProcessed(LogitsProcessor):
         for numbers in alike.values():
             some = [rows[number] for number in numbers]
             seeds = [seed for row in some for seed in row.seeds]
-            made = logits_processors(some[0].decoding, seeds, [row.prompt for row in some], start, ends)
-            self._groups.append((numbers, made))
+            theirs = replace(asked, prompts=[row.prompt for row in some])
+            self._groups.append((numbers, logits_processors(some[0].decoding, seeds, theirs)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float()

@@ -1,17 +1,18 @@
 """Hold an answer to the words of its documents while it is decoded.
 
-Is        a logits processor, and the search of the last tokens of an answer in the tokens of its prompt.
-Flow      memory -> [source_bias] -> decoding.
-Change    what counts as going on as a source does.
-Not here  where memories get their tokens from -> compress.py; the setting -> decoding.py.
+Is        a logits processor, and the search of the end of an answer in the tokens of its prompt.
+Flow      memory, text -> [source_bias] -> decoding.
 Paper     the pointer-generator, arXiv 1704.04368, learns to mix copying into the scores; here it is the longest match
-          that says what is copied, as in the infini-gram, arXiv 2401.17377.
-Holds     a row in a batch is changed as it is alone. Tokens that end the answer are never made less likely.
+          that says what is copied and how surely, as in the infini-gram, arXiv 2401.17377.
+Change    what counts as going on as a source does, when an answer may end.
+Not here  where memories get their tokens from -> compress.py; the setting -> decoding.py.
+Holds     a row in a batch is changed as it is alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,11 +22,29 @@ from transformers import LogitsProcessor
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.text import TextCodec
 
-__all__ = ["SourceBias", "following"]
+__all__ = ["Asked", "SourceBias", "following"]
 
 
-def following(source: NDArray[np.int64], answer: Sequence[int]) -> NDArray[np.int64] | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What is decoded.
+
+    Attributes:
+        prompts: Of ids and memories.
+        start: First column of the answers.
+        ends: Tokens that end an answer.
+        codec: Of the tokenizer; None if there is none.
+    """
+
+    prompts: Sequence[Sequence[Tensor | GistMemory]]
+    start: int
+    ends: Sequence[int]
+    codec: TextCodec | None
+
+
+def following(source: NDArray[np.int64], answer: Sequence[int]) -> tuple[NDArray[np.int64], int]:
     """Find how a source goes on where it agrees longest with the end of an answer.
 
     Args:
@@ -33,55 +52,60 @@ def following(source: NDArray[np.int64], answer: Sequence[int]) -> NDArray[np.in
         answer: Token ids of the answer so far.
 
     Returns:
-        Token ids that stand behind the longest match, without repetition; None if the last token stands nowhere.
+        Token ids that stand behind the longest match, without repetition, and the tokens that match; 0 if the last
+        token stands nowhere.
 
     Example:
-        >>> following(np.array([5, 6, 7, 9, 6, 8]), [5, 6]), following(np.array([5]), [4])
-        (array([7]), None)
+        >>> following(np.array([5, 6, 7, 9, 6, 8]), [5, 6])
+        (array([7]), 2)
     """
-    places, matched = np.arange(len(source)), None
+    places, matched, length = np.arange(len(source)), np.zeros(0, np.int64), 0
     for back, token in enumerate(reversed(answer)):
         places = places[places >= back]
         places = places[source[places - back] == token]
         if not len(places):
             break
-        matched = places
-    if matched is None:
-        return None
-    return np.unique(source[matched[matched + 1 < len(source)] + 1])
+        matched, length = places, back + 1
+    return np.unique(source[matched[matched + 1 < len(source)] + 1]), length
 
 
 class SourceBias(LogitsProcessor):
     """Lowers the scores of tokens that do not go on as the prompt does, once the end of the answer stands in it."""
 
-    def __init__(
-        self, prompts: Sequence[Sequence[Tensor | GistMemory]], bias: float, start: int, ends: Sequence[int]
-    ) -> None:
+    def __init__(self, asked: Asked, bias: float) -> None:
         """Gather the tokens of prompts.
 
         Args:
-            prompts: Prompts of ids and memories.
-            bias: How much is taken from the scores, which are logarithms of probabilities.
-            start: First column of the answers.
-            ends: Tokens that end an answer.
+            asked: What is decoded; for each prompt as many rows.
+            bias: How much is taken from the scores, which are logarithms of probabilities, for each matching token.
 
         Raises:
             InputError: If a memory does not know its tokens.
         """
-        self._sources = [np.concatenate([_ids_of(piece) for piece in prompt]) for prompt in prompts]
-        self._bias, self._start, self._ends = bias, start, list(ends)
+        self._asked, self._bias = asked, bias
+        self._sources = [np.concatenate([_ids_of(piece) for piece in prompt]) for prompt in asked.prompts]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Change the scores of each row."""
         each = len(input_ids) // len(self._sources)  # answers or beams of a prompt stand side by side
         changed = scores.clone()
-        for row, answer in enumerate(input_ids[:, self._start :].tolist()):
-            behind = following(self._sources[row // each], answer)
-            if behind is not None:
-                free = torch.tensor([*behind.tolist(), *self._ends], dtype=torch.long, device=scores.device)
-                changed[row] -= self._bias
+        for row, answer in enumerate(input_ids[:, self._asked.start :].tolist()):
+            behind, length = following(self._sources[row // each], answer)
+            if len(behind):
+                ends = [] if self._is_inside_word(answer[-1], behind.tolist()) else self._asked.ends
+                free = torch.tensor([*behind.tolist(), *ends], dtype=torch.long, device=scores.device)
+                changed[row] -= self._bias * length
                 changed[row, free] = scores[row, free]
         return changed
+
+    def _is_inside_word(self, last: int, behind: Sequence[int]) -> bool:
+        """Whether a word goes on behind the last token, wherever it stands: no answer ends there."""
+        codec = self._asked.codec
+        if codec is None:
+            return False
+        text = codec.decode([last])
+        onward = (codec.decode([last, token])[len(text) :] for token in behind)
+        return text[-1:].isalnum() and all(part[:1].isalnum() for part in onward)
 
 
 def _ids_of(piece: Tensor | GistMemory) -> NDArray[np.int64]:

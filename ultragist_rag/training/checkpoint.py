@@ -69,6 +69,45 @@ def save_state(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def save_weights(path: Path, weights: Mapping[str, Tensor], *, write: bool = True) -> None:
+    """Write trained tensors alone, whole.
+
+    Args:
+        path: A safetensors file; replaced as a whole.
+        weights: Tensors by name.
+        write: Whether this process writes; all must call.
+    """
+    tensors = {name: whole(tensor.detach()).contiguous().clone() for name, tensor in weights.items()}
+    if write:
+        fresh = path.with_name(path.name + ".new")
+        save_file(tensors, fresh)
+        fresh.replace(path)
+
+
+@torch.no_grad()
+def mix_in(path: Path, weights: Mapping[str, Tensor], share: float) -> None:
+    """Replace weights by their average with saved ones. All processes of a run must call it together.
+
+    Paper: WiSE-FT, arXiv 2109.01903: what was learned last without losing what was known before.
+
+    Args:
+        path: From `save_weights`.
+        weights: Tensors by name.
+        share: Of the saved ones.
+
+    Raises:
+        TrainingError: If the file is missing or damaged.
+    """
+    try:
+        saved = load_file(path)
+        for name, tensor in weights.items():
+            tensor.lerp_(alike(saved[name].to(tensor), tensor), share)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path} does not hold the weights before this stage: {error}. Start the run over."
+        ) from error
+
+
 def load_state(
     folder: Path, weights: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer], note: str
 ) -> int:

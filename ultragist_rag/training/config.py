@@ -55,6 +55,7 @@ class Stage(_Strict):
     token_importance: float = Field(default=0.0, ge=0, le=1, description="0 weighs all tokens alike")
     one_pass: bool = Field(default=True, description="all windows in one forward, where the settings allow it")
     lr: Rate | tuple[Rate, Rate] | None = Field(default=None, description="instead of the run's; or from, to")
+    keep: float = Field(default=0.0, ge=0, lt=1, description="share of the weights before it in those behind it")
 
 
 class TrainConfig(_Strict):

@@ -28,7 +28,7 @@ from ultragist_rag.errors import TrainingError
 from ultragist_rag.modeling.lead import find_lead_token
 from ultragist_rag.training.autoencoding import GistDecoder
 from ultragist_rag.training.batches import RowMaker
-from ultragist_rag.training.checkpoint import load_state, save_state
+from ultragist_rag.training.checkpoint import load_state, mix_in, save_state, save_weights
 from ultragist_rag.training.combined import Combined
 from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.drawing import Batch, Drawn
@@ -46,6 +46,8 @@ from ultragist_rag.training.setup import (
 )
 
 __all__ = ["TrainReport", "Trainer"]
+
+_BEFORE = "before.safetensors"  # weights at the beginning of a stage that keeps a share of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,11 @@ class Trainer:
         if step == self.config.first_gist_step and step and self.config.train_base:
             copy_base_into_gists(self.attachment)
             self._save_base()
+        stage, number = self.config.stage_at(step)
+        before = self.config.output / _BEFORE
+        if stage.keep and number == 0:
+            save_weights(before, self.weights, write=self.accelerator.is_main_process)
+            self.accelerator.wait_for_everyone()
         lr = self.config.lr_at(step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -190,6 +197,8 @@ class Trainer:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if stage.keep and number + 1 == stage.steps:
+            mix_in(before, self.weights, stage.keep)
         numbers = torch.cat([torch.stack([parts for _, parts in told]).mean(0), norm.detach().float()[None]])
         return _Told(step, [batch for batch, _ in told], numbers)
 
