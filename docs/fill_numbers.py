@@ -24,7 +24,7 @@ from ultragist_rag.training.record import TrainingRecord
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 CARD = ROOT / "ultragist_rag" / "bundled" / "README.md"
-SHOWN = ("full", "full+source_bias", "composed", "composed+source_bias", "closed")
+SHOWN = ("full", "composed", "composed+source_bias")
 """On README; the model card has every row."""
 QUANTISED = "ultragist-rag evaluate --quantise int8,int4"
 N_TOKENS = 512  # of the document whose bytes are counted

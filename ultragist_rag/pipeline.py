@@ -4,8 +4,7 @@ Is        a folder's passages in FAISS, their memories in a directory store, and
 Flow      rag, store, engine -> langchain_ultragist -> [pipeline] -> cli. The only module that builds a chain.
 Change    the prompt, the shape of the chain, what is measured.
 Not here  cutting and embedding -> rag/; markers and answers in LangChain -> langchain_ultragist; printing -> cli.py.
-Holds     a passage is compressed once: a second run finds its memory in the store; both chains of a comparison differ
-          in the compressor alone.
+Holds     a passage is compressed once: a second run finds it. Chains that are compared differ in the compressor alone.
 """
 
 from __future__ import annotations
@@ -40,8 +39,6 @@ __all__ = [
 
 PROMPT = "{context}\n\nQuestion: {question}\nAnswer:"
 """What the bundled model was trained to read; the documents take the place of `context`."""
-
-_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +144,8 @@ class Collection:
         """
         documents: Runnable[str, Sequence[Document]] = RunnableLambda(lambda question: self.retrieve(question, k))
         if compressed:
-            documents = (
-                documents | UltraGistCompressor(engine=self.engine, store=self.store, ratio=self.ratio).as_runnable()
-            )
+            compressor = UltraGistCompressor(engine=self.engine, store=self.store, ratio=self.ratio)
+            documents = documents | compressor.as_runnable()
         llm = UltraGistLLM(engine=self.engine, store=self.store, max_new_tokens=max_tokens, source_bias=source_bias)
         fill = {"context": documents | RunnableLambda(_join), "question": RunnableLambda(neutralise)}
         return fill | PromptTemplate.from_template(PROMPT) | llm
@@ -226,18 +222,14 @@ class Collection:
         """Count the tokens of stored passages and the slots of their memories."""
         tokens = slots = 0
         for text in texts:
-            marker = self.store.find(neutralise(text), self.engine, self.ratio)
-            if marker is not None:
+            if (marker := self.store.find(neutralise(text), self.engine, self.ratio)) is not None:
                 memory = self.store.get(marker)
                 tokens, slots = tokens + memory.n_source_tokens, slots + memory.slots
         return tokens, slots
 
 
 def index_folder(
-    folder: Path,
-    into: Path,
-    settings: IndexSettings,
-    progress: Callable[[StoreProgress], object] = lambda report: None,
+    folder: Path, into: Path, settings: IndexSettings, progress: Callable[[StoreProgress], object] = lambda report: None
 ) -> tuple[Collection, IndexReport]:
     """Embed and compress the passages of a folder; memories that are stored already are reused.
 
