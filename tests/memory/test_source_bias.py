@@ -81,16 +81,28 @@ def test_scores_are_lowered_for_all_that_does_not_go_on_as_the_prompt_does():
         assert torch.equal(changed[row], torch.where(kept, scores[row], scores[row] - bias))
 
 
-def test_no_answer_ends_inside_a_word_of_its_source(text_engine):
-    source, end = ids_of(text_engine, "Ouagadougou is large"), text_engine.tokenizer.eos_token_id
-    asked = Asked([[torch.tensor(source)]], 0, [end], TextCodec.of(text_engine.tokenizer))
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("Ouagadougou is large", ["Ouagadougou", "Ouagadougou is"]),
+        (" Cura\u00e7ao is", [" Cura\u00e7ao"]),
+        ("1,447 m", ["1", "1,", "1,447"]),
+    ],
+)
+def test_no_answer_ends_inside_a_word_of_its_source(text_engine, text, ends):
+    source, end = ids_of(text_engine, text), text_engine.tokenizer.eos_token_id
+    codec = TextCodec.of(text_engine.tokenizer)
+    bias = SourceBias(Asked([[torch.tensor(source)]], 0, [end], codec), 1.0, ["\n"])
     scores = torch.zeros(1, len(text_engine.tokenizer))
-    ended = [
-        bool(SourceBias(asked, 1.0)(torch.tensor([source[:n]]), scores)[0, end] == 0) for n in range(1, len(source))
-    ]
-    texts = [text_engine.tokenizer.decode(source[:n]) for n in range(1, len(source))]
-    assert ended == [text in ("Ouagadougou", "Ouagadougou is") for text in texts]
-    assert {True, False} == set(ended)
+    (newline,) = codec.encode("\n").tolist()
+    said = {codec.decode(source[:n]): bias(torch.tensor([source[:n]]), scores)[0] for n in range(1, len(source))}
+    assert [text for text, changed in said.items() if changed[end] == 0] == ends
+    assert all(changed[newline] == changed[end] for changed in said.values())
+    assert len(said) > len(ends)
+
+
+def test_a_bias_of_none_is_none(engine):
+    assert Decoding.of({"source_bias": None, "temperature": None}) == Decoding()
 
 
 def test_a_strong_bias_lets_an_answer_leave_its_prompt_only_where_that_ends():

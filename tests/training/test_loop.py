@@ -62,9 +62,18 @@ def test_a_stage_that_keeps_a_share_ends_between_the_weights_before_and_behind_i
         Trainer(broken).run(stop_after=steps)
     again = _weights(broken)
     assert all(torch.equal(found[name], again[name]) for name in found)
-    (broken.output / "before.safetensors").write_bytes(b"{")
+    (file,) = broken.output.glob("before*")
+    file.write_bytes(b"{")
     with pytest.raises(TrainingError, match="weights before this stage"):
-        mix_in(broken.output / "before.safetensors", {}, 0.5)
+        mix_in(file, {}, 0.5)
+
+
+def test_a_stage_that_begins_to_keep_a_share_half_way_is_refused(tiny_run: TrainConfig) -> None:
+    first, second = tiny_run.stages
+    Trainer(tiny_run).run(stop_after=first.steps + 1)
+    keeping = tiny_run.model_copy(update={"stages": (first, second.model_copy(update={"keep": 0.25}))})
+    with pytest.raises(TrainingError, match="begun without"):
+        Trainer(keeping).run()
 
 
 OBJECTIVES = [

@@ -116,10 +116,14 @@ class Decoding:
             raise InputError(
                 f"unknown settings {', '.join(strange)}: remove them. Known are {', '.join(sorted(known | _STOCK))}."
             )
-        mine = {name: value for name, value in settings.items() if name in known}
+        mine = {
+            name: value
+            for name, value in settings.items()
+            if name in known and (value is not None or name not in _NUMBERS)
+        }
         if "stop" in mine:
             mine["stop"] = _stop_texts(mine["stop"])
-        mine.update({name: float(mine[name]) for name in _NUMBERS if mine.get(name) is not None})
+        mine.update({name: float(mine[name]) for name in _NUMBERS if name in mine})
         return cls(**mine, stock=stock)
 
     def __post_init__(self) -> None:
@@ -227,7 +231,7 @@ def logits_processors(decoding: Decoding, seeds: Sequence[int], asked: Asked) ->
     """
     processors = LogitsProcessorList(decoding.stock.get("logits_processor") or [])
     if decoding.source_bias:
-        processors.append(SourceBias(asked, decoding.source_bias))
+        processors.append(SourceBias(asked, decoding.source_bias, decoding.stop))
     if not decoding.samples:
         return processors
     if decoding.temperature != 1:

@@ -24,7 +24,7 @@ from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.pieces import Engine, as_batch, check_fit, to_prompt
 from ultragist_rag.memory.progressive import decode_progressively
 from ultragist_rag.memory.prompt import count_prompt
-from ultragist_rag.memory.source_bias import Asked
+from ultragist_rag.memory.source_bias import Asked, check_source_ids
 from ultragist_rag.memory.static import static_cache
 from ultragist_rag.memory.text import Detokenizer, TextCodec
 from ultragist_rag.modeling.modes import in_eval_mode
@@ -165,9 +165,11 @@ def askable(
         Prompts of ids and memories.
 
     Raises:
-        InputError: If a prompt is empty or ends in a memory.
+        InputError: If a prompt is empty or ends in a memory, or `source_bias` is set and a memory has no `source_ids`.
     """
     prompts = [to_prompt(engine, pieces) for pieces in batch]
+    if decoding.source_bias:
+        check_source_ids(prompts)
     for prompt in prompts:
         if not prompt or not isinstance(prompt[-1], Tensor):
             raise InputError("a prompt is empty or ends in a memory: put text behind it, a question for example.")

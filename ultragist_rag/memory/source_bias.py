@@ -24,7 +24,9 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.text import TextCodec
 
-__all__ = ["Asked", "SourceBias", "following"]
+__all__ = ["Asked", "SourceBias", "check_source_ids", "following"]
+
+_TAIL = 8  # tokens that show whether a word goes on: a character may take several
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +44,22 @@ class Asked:
     start: int
     ends: Sequence[int]
     codec: TextCodec | None
+
+
+def check_source_ids(prompts: Sequence[Sequence[Tensor | GistMemory]]) -> None:
+    """Refuse prompts whose memories do not know their tokens.
+
+    Args:
+        prompts: Of ids and memories.
+
+    Raises:
+        InputError: If one does not.
+    """
+    if any(piece.source_ids is None for prompt in prompts for piece in prompt if isinstance(piece, GistMemory)):
+        raise InputError(
+            "source_bias needs the tokens of every memory of the prompt, but one has none: it was stored by an older "
+            "version or with keep_source=False. Delete it there and compress its text again, or leave source_bias out."
+        )
 
 
 def following(source: NDArray[np.int64], answer: Sequence[int]) -> tuple[NDArray[np.int64], int]:
@@ -72,18 +90,22 @@ def following(source: NDArray[np.int64], answer: Sequence[int]) -> tuple[NDArray
 class SourceBias(LogitsProcessor):
     """Lowers the scores of tokens that do not go on as the prompt does, once the end of the answer stands in it."""
 
-    def __init__(self, asked: Asked, bias: float) -> None:
+    def __init__(self, asked: Asked, bias: float, stop: Sequence[str] = ()) -> None:
         """Gather the tokens of prompts.
 
         Args:
             asked: What is decoded; for each prompt as many rows.
             bias: How much is taken from the scores, which are logarithms of probabilities, for each matching token.
+            stop: Texts that end an answer.
 
         Raises:
             InputError: If a memory does not know its tokens.
         """
+        check_source_ids(asked.prompts)
         self._asked, self._bias = asked, bias
         self._sources = [np.concatenate([_ids_of(piece) for piece in prompt]) for prompt in asked.prompts]
+        firsts = [asked.codec.encode(text, first=False)[:1].tolist() for text in stop] if asked.codec else []
+        self._ends = [*asked.ends, *(token for first in firsts for token in first)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Change the scores of each row."""
@@ -92,27 +114,33 @@ class SourceBias(LogitsProcessor):
         for row, answer in enumerate(input_ids[:, self._asked.start :].tolist()):
             behind, length = following(self._sources[row // each], answer)
             if len(behind):
-                ends = [] if self._is_inside_word(answer[-1], behind.tolist()) else self._asked.ends
+                ends = [] if self._is_inside_word(answer[-_TAIL:], behind.tolist()) else self._ends
                 free = torch.tensor([*behind.tolist(), *ends], dtype=torch.long, device=scores.device)
                 changed[row] -= self._bias * length
                 changed[row, free] = scores[row, free]
         return changed
 
-    def _is_inside_word(self, last: int, behind: Sequence[int]) -> bool:
-        """Whether a word goes on behind the last token, wherever it stands: no answer ends there."""
+    def _is_inside_word(self, tail: Sequence[int], behind: Sequence[int]) -> bool:
+        """Whether a word goes on behind the last tokens, wherever they stand: no answer ends there."""
         codec = self._asked.codec
         if codec is None:
             return False
-        text = codec.decode([last])
-        onward = (codec.decode([last, token])[len(text) :] for token in behind)
-        return text[-1:].isalnum() and all(part[:1].isalnum() for part in onward)
+        text = codec.decode(tail)
+        if text.endswith(_PART):
+            return True
+        onward = (codec.decode([*tail, token])[len(text) :] for token in behind)
+        return _is_of_word(text[-1:]) and all(_is_of_word(part[:1]) for part in onward)
+
+
+_PART = "\ufffd"  # what a tokenizer decodes a part of a character to
+
+
+def _is_of_word(character: str) -> bool:
+    """Letters of scripts without capitals do not count, since words of some of these scripts stand without spaces."""
+    return character == _PART or character.isdigit() or character.lower() != character.upper()
 
 
 def _ids_of(piece: Tensor | GistMemory) -> NDArray[np.int64]:
     ids = piece.source_ids if isinstance(piece, GistMemory) else piece
-    if ids is None:
-        raise InputError(
-            "source_bias needs the tokens of every memory of the prompt, but one has none: it was stored by an older "
-            "version or with keep_source=False. Compress its text again, or leave source_bias out."
-        )
+    assert ids is not None
     return ids.cpu().numpy().astype(np.int64)

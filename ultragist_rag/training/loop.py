@@ -47,8 +47,6 @@ from ultragist_rag.training.setup import (
 
 __all__ = ["TrainReport", "Trainer"]
 
-_BEFORE = "before.safetensors"  # weights at the beginning of a stage that keeps a share of them
-
 
 @dataclass(frozen=True, slots=True)
 class _Told:
@@ -113,6 +111,7 @@ class Trainer:
         state, note, main = self.config.output / "state", self._note(), self.accelerator.is_main_process
         objective, *optimizers = self.accelerator.prepare(self.objective, *self._optimizers())
         start = load_state(state, self.weights, optimizers, note)
+        self._check_before(start)
         self.config.output.mkdir(parents=True, exist_ok=True)
         objective.train()
         end = self.config.n_steps if stop_after is None else min(self.config.n_steps, start + stop_after)
@@ -181,7 +180,7 @@ class Trainer:
             copy_base_into_gists(self.attachment)
             self._save_base()
         stage, number = self.config.stage_at(step)
-        before = self.config.output / _BEFORE
+        before = self._before(step - number)
         if stage.keep and number == 0:
             save_weights(before, self.weights, write=self.accelerator.is_main_process)
             self.accelerator.wait_for_everyone()
@@ -243,6 +242,18 @@ class Trainer:
 
     def _lead(self) -> int | None:
         return find_lead_token(self.attachment.config.lead_token, self.tokenizer)
+
+    def _before(self, first: int) -> Path:
+        """File of the weights at the beginning of a stage that keeps a share of them; `first` is its first step."""
+        return self.config.output / f"before-{first}.safetensors"
+
+    def _check_before(self, start: int) -> None:
+        stage, number = self.config.stage_at(min(start, self.config.n_steps - 1))
+        if stage.keep and number and start < self.config.n_steps and not self._before(start - number).is_file():
+            raise TrainingError(
+                f"stage {stage.name} keeps {stage.keep} of the weights before it, but had begun without: there is no "
+                f"{self._before(start - number)}. Choose another output, or leave `keep` out."
+            )
 
     def _note(self) -> str:
         return self.config.model_dump_json(exclude={"output", "data", "checkpoint_every", "workers", "stages"})
