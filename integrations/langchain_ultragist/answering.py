@@ -66,14 +66,13 @@ class AnsweringModel(ReadFields):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "source_bias", "stop", "max_slots")
+        decoding = ("max_tokens", "temperature", "top_p", "top_k", "seed", "source_bias", "stop")
         return {
             "model_name": self._name,
             "model_kwargs": str(self.model_dump(include={"model_kwargs"})["model_kwargs"]),
             "namespace": self.store.namespace if self.store else None,
-            "unknown_markers": self.unknown_markers,
             "sources": self.sources,
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*decoding, "max_slots", "unknown_markers")},
             **self._key,
         }
 

@@ -92,7 +92,7 @@ def test_scores_are_lowered_for_all_that_does_not_go_on_as_the_prompt_does():
 def test_no_answer_ends_inside_a_word_of_its_source(text_engine, text, ends):
     source, end = ids_of(text_engine, text), text_engine.tokenizer.eos_token_id
     codec = TextCodec.of(text_engine.tokenizer)
-    bias = SourceBias(Asked([[torch.tensor(source)]], 0, [end], codec), 1.0, ["\n"])
+    bias = SourceBias(Asked([[torch.tensor(source)]], 0, [end], text_engine.tokenizer), 1.0, ["\n"])
     scores = torch.zeros(1, len(text_engine.tokenizer))
     (newline,) = codec.encode("\n").tolist()
     said = {codec.decode(source[:n]): bias(torch.tensor([source[:n]]), scores)[0] for n in range(1, len(source))}
@@ -101,7 +101,7 @@ def test_no_answer_ends_inside_a_word_of_its_source(text_engine, text, ends):
     assert len(said) > len(ends)
 
 
-def test_a_bias_of_none_is_none(engine):
+def test_a_bias_of_none_is_none():
     assert Decoding.of({"source_bias": None, "temperature": None}) == Decoding()
 
 

@@ -228,8 +228,7 @@ def decode(
             start.cache.batch_repeat_interleave(decoding.rows)
         start = start.copied(decoding.rows if decoding.samples else 1)
         ends = end_tokens(model, engine.tokenizer, decoding)
-        codec = None if engine.tokenizer is None else TextCodec.of(engine.tokenizer)
-        asked = Asked(prompts, start.ids.shape[1], ends, codec)
+        asked = Asked(prompts, start.ids.shape[1], ends, engine.tokenizer)
         with start.masked(engine.attachment.decoder):
             output = model.generate(
                 start.ids,

@@ -20,7 +20,6 @@ from ultragist_rag.errors import InputError
 from ultragist_rag.memory.decoding import Decoding, end_tokens, logits_processors, row_seeds
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.source_bias import Asked
-from ultragist_rag.memory.text import TextCodec
 
 __all__ = ["decode_progressively"]
 
@@ -70,8 +69,8 @@ def _decode(engine: Any, ids: Tensor, memory: GistMemory | None, decoding: Decod
     if streamer is not None:
         streamer.put(ids.cpu())
     first = engine.forward(ids, memory=memory, **seed)
-    codec = None if engine.tokenizer is None else TextCodec.of(engine.tokenizer)
-    asked = Asked([[ids[0]] if memory is None else [memory, ids[0]]], ids.shape[1], sorted(ends), codec)
+    prompt: list[Tensor | GistMemory] = [ids[0]] if memory is None else [memory, ids[0]]
+    asked = Asked([prompt], ids.shape[1], sorted(ends), engine.tokenizer)
     answers = []
     for number in row_seeds(decoding, 1):
         choose = logits_processors(decoding, [number], asked)

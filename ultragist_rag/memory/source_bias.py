@@ -1,7 +1,7 @@
 """Hold an answer to the words of its documents while it is decoded.
 
 Is        a logits processor, and the search of the end of an answer in the tokens of its prompt.
-Flow      memory, text -> [source_bias] -> decoding.
+Flow      memory, spans, text -> [source_bias] -> decoding.
 Paper     the pointer-generator, arXiv 1704.04368, learns to mix copying into the scores; here it is the longest match
           that says what is copied and how surely, as in the infini-gram, arXiv 2401.17377.
 Change    what counts as going on as a source does, when an answer may end.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from transformers import LogitsProcessor
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
+from ultragist_rag.memory.spans import is_of_word
 from ultragist_rag.memory.text import TextCodec
 
 __all__ = ["Asked", "SourceBias", "check_source_ids", "following"]
 
 _TAIL = 8  # tokens that show whether a word goes on: a character may take several
+_PART = "\ufffd"  # what a tokenizer decodes a part of a character to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,13 +40,13 @@ class Asked:
         prompts: Of ids and memories.
         start: First column of the answers.
         ends: Tokens that end an answer.
-        codec: Of the tokenizer; None if there is none.
+        tokenizer: The tokenizer, or None.
     """
 
     prompts: Sequence[Sequence[Tensor | GistMemory]]
     start: int
     ends: Sequence[int]
-    codec: TextCodec | None
+    tokenizer: Any
 
 
 def check_source_ids(prompts: Sequence[Sequence[Tensor | GistMemory]]) -> None:
@@ -58,7 +61,8 @@ def check_source_ids(prompts: Sequence[Sequence[Tensor | GistMemory]]) -> None:
     if any(piece.source_ids is None for prompt in prompts for piece in prompt if isinstance(piece, GistMemory)):
         raise InputError(
             "source_bias needs the tokens of every memory of the prompt, but one has none: it was stored by an older "
-            "version or with keep_source=False. Delete it there and compress its text again, or leave source_bias out."
+            "version, with keep_source=False, or of more than 2,000,000 tokens. Delete it there and compress its text "
+            "again, or leave source_bias out."
         )
 
 
@@ -104,7 +108,8 @@ class SourceBias(LogitsProcessor):
         check_source_ids(asked.prompts)
         self._asked, self._bias = asked, bias
         self._sources = [np.concatenate([_ids_of(piece) for piece in prompt]) for prompt in asked.prompts]
-        firsts = [asked.codec.encode(text, first=False)[:1].tolist() for text in stop] if asked.codec else []
+        self._codec = None if asked.tokenizer is None else TextCodec.of(asked.tokenizer)
+        firsts = [self._codec.encode(text, first=False)[:1].tolist() for text in stop] if self._codec else []
         self._ends = [*asked.ends, *(token for first in firsts for token in first)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -122,22 +127,14 @@ class SourceBias(LogitsProcessor):
 
     def _is_inside_word(self, tail: Sequence[int], behind: Sequence[int]) -> bool:
         """Whether a word goes on behind the last tokens, wherever they stand: no answer ends there."""
-        codec = self._asked.codec
+        codec = self._codec
         if codec is None:
             return False
         text = codec.decode(tail)
         if text.endswith(_PART):
             return True
         onward = (codec.decode([*tail, token])[len(text) :] for token in behind)
-        return _is_of_word(text[-1:]) and all(_is_of_word(part[:1]) for part in onward)
-
-
-_PART = "\ufffd"  # what a tokenizer decodes a part of a character to
-
-
-def _is_of_word(character: str) -> bool:
-    """Letters of scripts without capitals do not count, since words of some of these scripts stand without spaces."""
-    return character == _PART or character.isdigit() or character.lower() != character.upper()
+        return is_of_word(text[-1:]) and all(part[:1] == _PART or is_of_word(part[:1]) for part in onward)
 
 
 def _ids_of(piece: Tensor | GistMemory) -> NDArray[np.int64]:

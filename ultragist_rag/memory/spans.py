@@ -17,7 +17,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Offsets", "code_words", "exact_words", "flag_words"]
+__all__ = ["Offsets", "code_words", "exact_words", "flag_words", "is_of_word"]
 
 Offsets = Sequence[tuple[int, int]]
 """First character and character behind the last one, for each token."""
@@ -109,8 +109,24 @@ def _words(text: str) -> Iterator[tuple[int, int]]:
             yield start, start + len(bare)
 
 
+def is_of_word(character: str) -> bool:
+    """Tell a digit or a letter of a script with capitals; words of some other scripts stand without spaces.
+
+    Args:
+        character: One, or none.
+
+    Returns:
+        Whether it is one of these.
+
+    Example:
+        >>> is_of_word("é"), is_of_word("字"), is_of_word("")
+        (True, False, False)
+    """
+    return character.isdigit() or character.lower() != character.upper()
+
+
 def _may_join(character: str) -> bool:
-    return character in _JOINERS or character.isdigit() or character.lower() != character.upper()
+    return character in _JOINERS or is_of_word(character)
 
 
 def _is_exact(word: str) -> bool:

@@ -248,8 +248,10 @@ class Trainer:
         return self.config.output / f"before-{first}.safetensors"
 
     def _check_before(self, start: int) -> None:
-        stage, number = self.config.stage_at(min(start, self.config.n_steps - 1))
-        if stage.keep and number and start < self.config.n_steps and not self._before(start - number).is_file():
+        if start >= self.config.n_steps:
+            return
+        stage, number = self.config.stage_at(start)
+        if stage.keep and number and not self._before(start - number).is_file():
             raise TrainingError(
                 f"stage {stage.name} keeps {stage.keep} of the weights before it, but had begun without: there is no "
                 f"{self._before(start - number)}. Choose another output, or leave `keep` out."
