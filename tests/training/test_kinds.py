@@ -29,9 +29,9 @@ def source(country_data: Path) -> SampleSource:
     return SampleSource(country_data, ("wikipedia-00", MEETINGS), tuple(READERS))
 
 
-def draw(source: SampleSource, kind: str, count: int = 60) -> list[Sample]:
+def draw(source: SampleSource, kind: str, count: int = 60, *, real_words: bool = False) -> list[Sample]:
     rng = random.Random(kind)
-    recipe = Recipe({kind: 1.0}, (1, 4), (3, 8), 8, 300)
+    recipe = Recipe({kind: 1.0}, (1, 4), (3, 8), 8, 300, real_words)
     return [source.draw(recipe, rng) for _ in range(count)]
 
 
@@ -39,10 +39,13 @@ def holders(sample: Sample, answer: str) -> list[str]:
     return [text for text in sample.documents if re.search(rf"(?<![\w,-]){re.escape(answer)}(?![\w-])", text)]
 
 
+@pytest.mark.parametrize("real_words", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_drawn_from_its_seed_without_held_out_names(source: SampleSource, kind: str) -> None:
-    samples = draw(source, kind)
-    assert samples == draw(source, kind)
+def test_every_kind_is_drawn_from_its_seed_without_held_out_names(
+    source: SampleSource, kind: str, real_words: bool
+) -> None:
+    samples = draw(source, kind, real_words=real_words)
+    assert samples == draw(source, kind, real_words=real_words)
     assert len(set(samples)) > 5
     if kind not in {"labels", "profile", "factbook", "quotes"}:  # whose lines may tell nothing that can be asked
         assert all(bool(sample.pairs) == (kind != "text") for sample in samples)

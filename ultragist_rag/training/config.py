@@ -44,6 +44,7 @@ class Stage(_Strict):
     lines: tuple[int, int] = (4, 8)
     questions: int = Field(default=6, gt=0)
     max_chars: int = Field(default=1000, ge=100)
+    real_words: bool = Field(default=False, description="words of the texts in invented and scrambled documents")
     ratios: tuple[int, ...] = (2, 4, 4, 8, 16)
     windows: tuple[int, ...] = ()
     raw_share: float = Field(default=0.1, ge=0, le=1, description="documents of a gist prompt that stay text")

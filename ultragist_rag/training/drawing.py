@@ -139,7 +139,7 @@ class Drawn:
 
     def _draw_group(self, stage: Stage, key: tuple[str, int]) -> list[list[Row]]:
         rng = random.Random(f"{self._config.seed}-{key}")
-        recipe = Recipe(stage.kinds, stage.documents, stage.lines, stage.questions, stage.max_chars)
+        recipe = Recipe(stage.kinds, stage.documents, stage.lines, stage.questions, stage.max_chars, stage.real_words)
         rows: list[Row] = []
         total = misses = 0
         while total < stage.tokens * _GROUP:

@@ -13,13 +13,17 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 from ultragist_rag.training.country_fields import FIELDS, SECTIONS, Field
+from ultragist_rag.training.words import Words
 
 Facts = Mapping[str, str]
 _LABELLED = re.compile(r"^([^:]{2,70}): (.+)$")
 _BRACKETS = re.compile(r"\s*[\(\[][^()\[\]]*[\)\]]")
 _LONGEST = 72
+_LAST_VALUE = re.compile(r"(?<=: )[^;:()\n]+$", re.MULTILINE)
+_LONG_LIST = 3  # items at least of what is put into another order
 _GROUP_LONGEST = 70
 
 
@@ -136,41 +140,101 @@ def invented_name(rng: random.Random) -> str:
     return name
 
 
-def scramble(text: str, rng: random.Random, words: float = 0.6, seen: dict[str, str] | None = None) -> str:
-    """The text with other digits and, for a share of them, invented names; equal words stay equal through `seen`."""
+_SWAPPED = re.compile(r"\d+|\b[A-Z][^\W\d_]{2,}")
+_SWAPPED_TOO = re.compile(r"\d+|\b[^\W\d_]{4,}|\b[A-Z][^\W\d_]{2}|(?<=\.)[a-z]{2}\b")
+_CODE = 2  # letters of codes such as .xy
+_LOWER = 0.4  # share of words in lower case that are swapped, of that of names
+_REAL = 0.6  # share of new words that are real ones, where there are some
+_PHRASES = 0.3  # share of values that are phrases of texts, likewise
+
+
+def scramble(
+    text: str, rng: random.Random, words: float = 0.6, seen: dict[str, str] | None = None, real: Words | None = None
+) -> str:
+    """The text with other digits and, for a share of them, other names; equal words stay equal through `seen`.
+
+    Args:
+        text: The text.
+        rng: The generator.
+        words: Share of the capitalised words that become others.
+        seen: What words became so far; gains those of this text.
+        real: Where new words come from, for words in lower case, too; None for invented names alone.
+
+    Returns:
+        The text, with all else as it was.
+    """
     seen = {} if seen is None else seen
-    return re.sub(r"\d+|\b[A-Z][^\W\d_]{2,}", lambda match: _swapped(match.group(0), rng, words, seen), text)
+    pattern = _SWAPPED_TOO if real else _SWAPPED
+    return pattern.sub(lambda match: _swapped(match.group(0), rng, words, seen, real), text)
 
 
-def _swapped(token: str, rng: random.Random, words: float, seen: dict[str, str]) -> str:
+def reordered(text: str, pairs: list[tuple[str, str]], rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
+    """Lists of values in another order, in answers, too, so that it can only be read."""
+    for values in dict.fromkeys(_LAST_VALUE.findall(text)):
+        items = values.split(", ")
+        if len(items) < _LONG_LIST:
+            continue
+        new = ", ".join(rng.sample(items, len(items)))
+        text = text.replace(values, new)
+        pairs = [(q, a.replace(values, new)) for q, a in pairs]
+    return text, [(q, a) for q, a in pairs if a in text]
+
+
+def _swapped(token: str, rng: random.Random, words: float, seen: dict[str, str], real: Words | None) -> str:
     if token not in seen:
         if token[0].isdigit():
             seen[token] = rng.choice("123456789") + "".join(rng.choice("0123456789") for _ in token[1:])
-        elif rng.random() < words:
-            new = invented_word(rng)
-            seen[token] = new.capitalize() if token[0].isupper() else new
+        elif rng.random() < (words if token[0].isupper() or len(token) == _CODE else words * _LOWER):
+            seen[token] = _new_word(token, rng, real)
         else:
             seen[token] = token
     return seen[token]
 
 
-def invented_facts(pool: Mapping[str, Sequence[str]], rng: random.Random) -> dict[str, str]:
-    """Facts of a place that does not exist: values of other places, with other digits, names and list items."""
+def _new_word(token: str, rng: random.Random, real: Words | None) -> str:
+    if len(token) == _CODE:
+        return "".join(rng.choice(ascii_lowercase) for _ in token)
+    if real and rng.random() < _REAL:
+        return real.like(token, rng)
+    new = invented_word(rng)
+    return new.capitalize() if token[0].isupper() else new
+
+
+def invented_facts(pool: Mapping[str, Sequence[str]], rng: random.Random, real: Words | None = None) -> dict[str, str]:
+    """Facts of a place that does not exist: values of other places, with other digits, names and list items.
+
+    Args:
+        pool: Values by field key.
+        rng: The generator.
+        real: Where words and phrases of other texts come from; None for none.
+
+    Returns:
+        Values by field key; some fields are left out.
+    """
     facts = {}
     for field in FIELDS:
         if not pool[field.key] or rng.random() < 0.06:
             continue
         value = rng.choice(pool[field.key])
+        is_free = field.keep in {"clause", "first", "quoted", "currency"}
         if field.keep == "three":
             items = [rng.choice(pool[field.key]).split(", ")[0] for _ in range(rng.choice((2, 3, 3)))]
-            items = [invented_word(rng) if rng.random() < 0.15 else item for item in items]
+            items = [_item(item, rng, real) for item in items]
             value = ", ".join(dict.fromkeys(items))
-        elif rng.random() < 0.25 and field.keep in {"clause", "first", "quoted", "currency"}:
+        elif real and is_free and rng.random() < _PHRASES:
+            value = real.phrase(rng)
+        elif rng.random() < 0.25 and is_free:
             value = invented_name(rng)
         elif rng.random() < 0.9:
-            value = scramble(value, rng)
+            value = scramble(value, rng, real=real)
         facts[field.key] = value
     return facts
+
+
+def _item(item: str, rng: random.Random, real: Words | None) -> str:
+    if real and rng.random() < _PHRASES:
+        return real.phrase(rng, 2)
+    return invented_word(rng) if rng.random() < 0.15 else item
 
 
 def question(field: Field, name: str, rng: random.Random, *, heldout: bool = False) -> str:

@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from ultragist_rag.training.profiles import (
     profile_lines,
     question,
     read_figures,
+    reordered,
     scramble,
 )
+from ultragist_rag.training.words import Words
 
 Pairs = list[tuple[str, str]]
 MEETINGS = "qmsum_train"
@@ -55,7 +58,10 @@ _VALUES = {
 }
 _SCRAMBLED = 0.85  # share of factbook chunks whose figures and names are replaced, so that they can only be read
 _WORDS = (0.1, 0.3, 0.3, 0.7)  # shares of their capitalised words that are
+_NAMES = 0.4  # share of the names of places that are words of texts, where these are drawn
 _FREE = 0.35  # share of questions in a frame that fits every field
+_MORE_WORDS = (0.3, 0.6, 0.9)  # likewise with real words, which are still words
+_LABEL = re.compile(r"^([^:\n]{2,60}):", re.MULTILINE)
 _VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,120})(?=[;(\[\n]|$)")
 
 
@@ -73,13 +79,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to draw: shares of the kinds, documents per sample, lines per document, questions per sample."""
+    """What to draw: shares of the kinds, documents per sample, lines per document, questions per sample.
+
+    With `real_words`, words and values of invented and scrambled documents come from the texts, too.
+    """
 
     kinds: Mapping[str, float]
     documents: tuple[int, int] = (1, 1)
     lines: tuple[int, int] = (4, 8)
     questions: int = 4
     max_chars: int = 1000
+    real_words: bool = False
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -166,7 +176,7 @@ class SampleSource:
         }
 
     def _needles(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
-        return needle_documents(self._place, count, recipe.lines, _VALUES[kind], rng)
+        return needle_documents(lambda rng: self._place(recipe, rng), count, recipe.lines, _VALUES[kind], rng)
 
     def _keys(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         return pair_documents(count, recipe.lines, _VALUES[kind], rng)
@@ -177,7 +187,7 @@ class SampleSource:
         while len(documents) < count:
             drawer = rng.choice((self._text, self._factbook, self._profiles))
             (document, *_), _ = drawer(recipe, 1, rng, kind)
-            documents.append(scramble(document, rng, rng.choice(_WORDS)))
+            documents.append(scramble(document, rng, rng.choice(_WORDS), real=self._real(recipe)))
         return documents, quote_pairs(documents, recipe.questions, rng)
 
     def _questions(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
@@ -194,7 +204,7 @@ class SampleSource:
         pairs: Pairs = []
         shared = rng.choice(SECTIONS)
         while len(documents) < count:
-            name, facts = self._place(rng)
+            name, facts = self._place(recipe, rng)
             sections = profile_lines(name, facts, rng)
             same = count > 1 and len(documents) + 2 <= count and rng.random() < 0.6
             chosen = rng.sample(SECTIONS, 2) if same else [shared if rng.random() < 0.5 else rng.choice(SECTIONS)]
@@ -206,11 +216,24 @@ class SampleSource:
                 pairs += [(_ask(line.field, name, rng), line.value) for line in lines if line.field]
         return documents, pairs
 
-    def _place(self, rng: random.Random) -> tuple[str, dict[str, str]]:
+    def _place(self, recipe: Recipe, rng: random.Random) -> tuple[str, dict[str, str]]:
+        real = self._real(recipe)
         if rng.random() < 0.2:
             name = rng.choice(list(self.facts))
-            return name, self.facts[name] if rng.random() < 0.5 else invented_facts(self.pool, rng)
-        return invented_name(rng), invented_facts(self.pool, rng)
+            return name, self.facts[name] if rng.random() < 0.5 else invented_facts(self.pool, rng, real)
+        return self._name(recipe, rng), invented_facts(self.pool, rng, real)
+
+    def _name(self, recipe: Recipe, rng: random.Random) -> str:
+        real = self._real(recipe)
+        return real.name(rng) if real and rng.random() < _NAMES else invented_name(rng)
+
+    def _real(self, recipe: Recipe) -> Words | None:
+        return self.words if recipe.real_words else None
+
+    @cached_property
+    def words(self) -> Words:
+        """Words of the texts, without the names of held-out places."""
+        return Words(self.texts, {word for name in self.held_out for word in re.findall(r"[^\W\d_]{4,}", name)})
 
     def _factbook(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         del kind
@@ -220,15 +243,19 @@ class SampleSource:
             title, chunks = rng.choice(self.chunks)
             if rng.random() < 0.65:
                 chunks = [chunk for chunk in chunks if self._template_pairs(title, chunk)] or chunks
-            new = invented_name(rng) if rng.random() < 0.5 else title
+            new = self._name(recipe, rng) if rng.random() < 0.5 else title
             several = count > len(documents) + 1 and rng.random() < 0.5
             for chunk in rng.sample(chunks, min(len(chunks), 2 if several else 1)):
                 body, found = chunk.text, self._asked(title, chunk, rng)
                 if rng.random() < _SCRAMBLED:
+                    real = self._real(recipe)
                     kept = re.findall(r"^\w+|(?<=\n)\w+", body) + re.findall(r"\w+", f"{title} {chunk.section}")
+                    if real:
+                        kept += [word for label in _LABEL.findall(body) for word in re.findall(r"\w+", label)]
+                        body, found = reordered(body, found, rng)
                     seen = {word: word for word in kept}
-                    body = scramble(body, rng, rng.choice(_WORDS), seen)
-                    found = [(q, scramble(a, rng, 0.0, seen)) for q, a in found]
+                    body = scramble(body, rng, rng.choice(_MORE_WORDS if real else _WORDS), seen, real)
+                    found = [(q, scramble(a, rng, 0.0, seen, real)) for q, a in found]
                 documents.append(body.replace(title, new))
                 pairs += [(q.replace(title, new), a.replace(title, new)) for q, a in found]
         return documents, pairs
