@@ -73,6 +73,9 @@ WRONG: list[Any] = [
     pytest.param(
         {"source": "countries", "stages": [{"kinds": {"questions": 1.0}}]}, "none are named", id="no questions"
     ),
+    pytest.param(
+        {"stages": [{"kinds": {"text": 1.0}, "real_words": True}]}, "source jsonl does not know", id="real words"
+    ),
 ]
 
 

@@ -128,6 +128,8 @@ class TrainConfig(_Strict):
                 raise ValueError(
                     f"stage {stage.name} has kinds {unknown}, but source {self.source} knows {', '.join(known)}"
                 )
+            if self.source != "countries" and stage.real_words:
+                raise ValueError(f"stage {stage.name} sets real_words, which source {self.source} does not know")
             if self.source == "countries" and "questions" in stage.kinds and not self.questions:
                 raise ValueError(f"stage {stage.name} draws questions, but none are named. Set questions to file names")
         return self
