@@ -38,6 +38,28 @@ def test_saved_equals_live(store, make_memory, same, dtype):
     assert record.recipe == recipe_of(memory)
 
 
+def test_reading_many_is_reading_each(store, make_memory, same):
+    memories = [make_memory(number) for number in range(20)]
+    markers = [store.put(memory, text=str(number)) for number, memory in enumerate(memories)]
+    order = [*reversed(range(20)), 3, 3]
+    found = store.get_many([markers[number] for number in order])
+    assert all(same(one, memories[number]) for one, number in zip(found, order, strict=True))
+    assert store.get_many([]) == []
+    (row,) = store.resolve_all(None, ["".join(markers)])
+    assert all(same(one, memory) for one, memory in zip(row, memories, strict=True))
+
+
+def test_reading_many_stops_at_the_first_that_is_not_there(store, make_memory):
+    markers = [store.put(make_memory(number), text=str(number)) for number in range(4)]
+    store.delete(markers[2])
+    with pytest.raises(GistNotFoundError, match=parse(markers[2])):
+        store.get_many(markers)
+    with pytest.raises(InputError, match="list"):
+        store.get_many(markers[0])
+    with pytest.raises(GistNotFoundError, match="no marker"):
+        store.get_many([markers[0], "no marker"])
+
+
 def test_a_memory_that_can_go_on_still_can_after_it_is_read(store, make_memory, same):
     memory = make_memory(progress=Progress(20, 16, open_ids=(5, 6, 7, 8), n_provisional=1))
     assert same(store.get(store.put(memory, text="a text")), memory)

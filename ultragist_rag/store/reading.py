@@ -61,6 +61,28 @@ class StoreReader:
         assert isinstance(memory, GistMemory)
         return memory
 
+    def get_many(self, markers: Sequence[str], engine: Compressor | None = None) -> list[GistMemory]:
+        """Read several memories, as `get` does each; files are read and checked side by side.
+
+        Args:
+            markers: Markers or ids.
+            engine: As for `get`; evicted memories are made again many at once.
+
+        Returns:
+            The memories, on the CPU, in order.
+
+        Raises:
+            InputError: If `markers` is a single text.
+            GistNotFoundError: If there is none of one of them in this namespace, for whatever reason.
+            MemoryMismatchError: If one is of another model, tokenizer or config than the engine.
+            CorruptGistError: If a file is damaged.
+        """
+        if isinstance(markers, str):
+            raise InputError("markers is a text: put a single marker into a list, or use get.")
+        names = [self._parse(marker) for marker in markers]
+        memories = self._load(dict.fromkeys(names), engine)
+        return [memory for name in names if isinstance(memory := memories[name], GistMemory)]
+
     def shown(self, marker: str, engine: Compressor | None) -> GistMemory | SourceText:
         """Read what a prompt shows of a document: its memory, or its text if a calibration says so; as `get`."""
         name = self._parse(marker)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NoReturn, TypeVar
 
 from ultragist_rag.errors import ContextOverflowError, GistNotFoundError, InputError
@@ -152,7 +153,8 @@ def load(
         shelf: Where they are.
         names: Different ids.
         engine: Checks them and makes them again; None for neither.
-        max_slots: Slots that all may take together; reading stops at the first that is too much.
+        max_slots: Slots that all may take together; reading stops at the first that is too much, and at what
+            is under way beside it.
         as_shown: Whether to read the text of a document where the calibration of the engine prefers it.
 
     Returns:
@@ -169,18 +171,21 @@ def load(
     device = getattr(getattr(engine, "model", None), "device", None)
     found: dict[str, GistMemory | SourceText] = {}
     missing: list[SourceRecord] = []
-    for name in wanted:
-        text = text_instead(shelf, name, engine) if as_shown else None
-        if text is not None:
-            found[name] = budget.add(text)
-            continue
-        memory = shelf.memory(name, expected_by(engine, name), device)
-        if memory is not None:
-            if as_shown:
-                warn_of_memory(memory, engine)
-            found[name] = budget.add(memory)
-            continue
-        missing.append(_record(shelf, name, engine) or refuse(shelf, name))
+    texts = {name: text_instead(shelf, name, engine) if as_shown else None for name in wanted}
+    read = [name for name in wanted if texts[name] is None]
+    with closing(shelf.memories(read, [expected_by(engine, name) for name in read], device)) as memories:
+        for name in wanted:
+            text = texts[name]
+            if text is not None:
+                found[name] = budget.add(text)
+                continue
+            memory = next(memories)
+            if memory is not None:
+                if as_shown:
+                    warn_of_memory(memory, engine)
+                found[name] = budget.add(memory)
+                continue
+            missing.append(_record(shelf, name, engine) or refuse(shelf, name))
     if engine is not None and missing:
         _log.info("%d evicted memories are made again", len(missing))
         for start in range(0, len(missing), BATCH):

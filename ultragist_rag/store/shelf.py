@@ -1,7 +1,7 @@
 """Shelf: the part of a byte store that belongs to one namespace and one secret.
 
 Is        memories and source records under their ids, sealed with the namespace's key.
-Flow      codec, refs, source, keys, base, tiers -> [shelf] -> store.
+Flow      codec, refs, source, keys, base, tiers, ahead -> [shelf] -> store.
 Change    which files stand for a document.
 Not here  what callers ask for -> store.py; bytes on disk -> disk.py.
 Holds     a memory whose source is kept is never there without it; another secret or namespace is another shelf;
@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import codec, refs, source
+from ultragist_rag.store.ahead import read_ahead
 from ultragist_rag.store.base import GIST, RECORD, SOURCE, ByteStore
 from ultragist_rag.store.keys import Keys
 from ultragist_rag.store.seal import N_HEAD, stored_at
@@ -91,8 +92,36 @@ class Shelf:
             CorruptGistError: If its file is damaged.
             MemoryMismatchError: If it was made with another model, tokenizer or config than expected.
         """
+        (memory,) = self.memories([name], [expected], device)
+        return memory
+
+    def memories(
+        self, names: Sequence[str], expected: Sequence[codec.Expected], device: torch.device | None = None
+    ) -> Generator[GistMemory | None, None, None]:
+        """Read several memories in order, as `memory` does each; files are read and checked some ahead, in threads.
+
+        Args:
+            names: Different ids.
+            expected: What each must belong to.
+            device: Where the engine is that is going to read them.
+
+        Yields:
+            Each memory, or None if there is none; errors are raised in the turn of their memory.
+        """
+        wanted = list(zip(names, expected, strict=True))
+        for (name, one), (is_kept, read) in zip(wanted, read_ahead(self._fetch, wanted), strict=True):
+            memory = self._kept(name, one, device) if is_kept else None
+            if memory is None:
+                read = self._read(name, one) if is_kept else read
+                memory = None if read is None else self.tiers.add(name, read, device)
+            yield memory
+
+    def _fetch(self, wanted: tuple[str, codec.Expected]) -> tuple[bool, Kept | None]:
+        """Say whether a tier keeps a memory, and read it if none does."""
+        name, expected = wanted
         self._sweep(name)
-        return self._kept(name, expected, device) or self._read(name, expected, device)
+        is_kept = self.tiers.find(name) is not None
+        return is_kept, None if is_kept else self._read(name, expected)
 
     def _kept(self, name: str, expected: codec.Expected, device: torch.device | None) -> GistMemory | None:
         kept = self.tiers.find(name)
@@ -108,12 +137,11 @@ class Shelf:
         codec.check_match({**names, "config": config}, expected)
         return self.tiers.use(name, kept, device)
 
-    def _read(self, name: str, expected: codec.Expected, device: torch.device | None) -> GistMemory | None:
+    def _read(self, name: str, expected: codec.Expected) -> Kept | None:
         data = self.place.get(self.key(name, GIST))
         if data is None:
             return None
-        memory = codec.decode(data, key=self.keys.files, expected=expected)
-        return self.tiers.add(name, Kept(memory, data[:N_HEAD]), device)
+        return Kept(codec.decode(data, key=self.keys.files, expected=expected), data[:N_HEAD])
 
     def source(self, name: str) -> SourceRecord | None:
         """Read a source record; None if there is none."""
