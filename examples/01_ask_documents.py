@@ -37,7 +37,7 @@ print(f"{len(passages)} passages: {counts.n_misses} compressed, {counts.n_hits} 
 
 for question in questions:
     found = [passage for passage, _ in index.search(question, k=3)]
-    memories = [store.get(marker_of[passage], gist) for passage in found]
+    memories = store.get_many([marker_of[passage] for passage in found], gist)
     # A prompt is a list of texts and memories, in any order. This is the form that the bundled model was trained on.
     context = [piece for memory in memories for piece in (memory, "\n\n")]
     answer = gist.generate([*context, f"Question: {question}\nAnswer:"], max_new_tokens=24)

@@ -123,7 +123,7 @@ def _store(bench: Bench, cell: _Cell, folder: Path) -> _Stored:
         return _Stored(here, in_ram, None, files)
 
     def get() -> list[GistMemory]:
-        return store.get_many(markers, bench.engine)
+        return [store.get(marker, bench.engine) for marker in markers]
 
     get()
     drop_pages(files)
@@ -245,11 +245,11 @@ SUITE = Suite(
         "alone, by an attention that makes no mask, for which transformers would repeat keys and values; memories are "
         "asked through `generate`, with all that it does. Keys and values have random content, and are put in place "
         "outside the time taken. *In RAM* is page-locked memory where there is a GPU. *On disk* is a `GistStore` in a "
-        "folder for temporary files, read by `get_many`; before each time every file is written out by `fsync` and "
-        "its pages are dropped by `posix_fadvise(POSIX_FADV_DONTNEED)`, and `mincore` is asked whether any stayed. "
-        "Parts are timed on their own: reading the bare files one after the other, `get_many`, the copy to the GPU, "
-        "the way into the cache with rotated keys, and a forward of the question behind as many slots; what is "
-        "missing to the whole is Python."
+        "folder for temporary files, read by `get` one after the other; before each time every file is written out by "
+        "`fsync` and its pages are dropped by `posix_fadvise(POSIX_FADV_DONTNEED)`, and `mincore` is asked whether "
+        "any stayed. Parts are timed on their own: reading the bare files, `get`, the copy to the GPU, the way into "
+        "the cache with rotated keys, and a forward of the question behind as many slots; what is missing to the "
+        "whole is Python."
     ),
     measure=measure,
     bars=(CPU_BAR, *GPU_BARS.values()),

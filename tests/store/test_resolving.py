@@ -31,8 +31,8 @@ def markers(store, engine):
 def reads(monkeypatch):
     """The ids of memories that were read."""
     made = []
-    real = Shelf._fetch
-    monkeypatch.setattr(Shelf, "_fetch", lambda self, wanted: made.append(wanted[0]) or real(self, wanted))
+    real = Shelf._read
+    monkeypatch.setattr(Shelf, "_read", lambda self, name, expected: made.append(name) or real(self, name, expected))
     return made
 
 

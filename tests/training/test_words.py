@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import lzma
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ultragist_rag.errors import TrainingError
+from ultragist_rag.training.config import TrainConfig
 from ultragist_rag.training.profiles import invented_facts, reordered, scramble
-from ultragist_rag.training.samples import SampleSource
+from ultragist_rag.training.samples import Recipe, SampleSource
+from ultragist_rag.training.setup import make_source
 from ultragist_rag.training.words import Words
 
 TEXT = "The old harbour of Norvik lies behind Ostrava, where Mirela sold whales and boats to sailors. " * 4
-WORDS = Words([TEXT], {"Ostrava", "whales"})
+WORDS = Words([TEXT], {"ostrava", "Whales"})
 SPLIT = re.compile(r"[^\W\d_]+")
 
 
@@ -40,7 +44,7 @@ def test_common_words_are_drawn_more_often_than_rare_ones() -> None:
     words = Words(["common " * 50 + "Name " * 50 + " ".join(f"rare{'abcdefghij'[i]}" for i in range(10))])
     rng = random.Random(0)
     drawn = [words.like("x", rng) for _ in range(300)]
-    assert drawn.count("common") > 100
+    assert drawn.count("common") > 2 * 300 / 11
     assert len(set(drawn)) == 11
 
 
@@ -79,12 +83,36 @@ def test_values_of_invented_places_are_of_words_that_the_texts_hold(country_data
 
 
 def test_lists_are_put_into_another_order_in_answers_too() -> None:
-    text = "Products: milk, wheat, pork, maize; few\nCrops: rye, oats, peas, beans\nLand: hills, plains"
-    asked = [("Which crops?", "rye, oats, peas, beans"), ("Which land?", "hills, plains"), ("First?", "rye, oats")]
-    new, pairs = reordered(text, asked, random.Random(0))
-    first, crops, land = new.splitlines()
-    assert [first, land] == [text.splitlines()[0], text.splitlines()[2]]
-    assert pairs[0] == ("Which crops?", crops.removeprefix("Crops: "))
+    text = (
+        "rye, oats, peas, beans\nProducts: milk, wheat, pork; few\nCrops: rye, oats, peas, beans\nLand: hills, plains"
+    )
+    told = "Past: It was old, then it fell, and was built again. Now, it is new"
+    asked = [("Which crops?", "rye, oats, peas, beans"), ("Which land?", "hills, plains")]
+    new, pairs = reordered(f"{text}\n{told}", asked, random.Random(0))
+    lines = new.splitlines()
+    assert [lines[0], lines[1], *lines[3:]] == [*text.splitlines()[:2], text.splitlines()[3], told]
+    assert pairs[0] == ("Which crops?", lines[2].removeprefix("Crops: "))
     assert sorted(pairs[0][1].split(", ")) == ["beans", "oats", "peas", "rye"]
     assert pairs[0][1] != asked[0][1]
-    assert pairs[1:] == asked[1:2]
+    assert pairs[1] == asked[1]
+
+
+def test_labels_and_groups_of_factbook_chunks_stay(country_data: Path) -> None:
+    source, rng = SampleSource(country_data), random.Random(0)
+    labels = {"Location", "Area", "Coastline", "Elevation", "Climate", "Population", "Languages"}
+    recipe = Recipe({"factbook": 1.0}, (1, 1), (3, 8), 8, 300, real_words=True)
+    documents = [source.draw(recipe, rng).documents[0] for _ in range(30)]
+    found = {line.partition(":")[0] for text in documents for line in text.splitlines()[2:]}
+    assert labels <= found <= labels | {"", "total", "highest point", "lowest point"}
+
+
+def test_texts_without_words_are_refused_before_a_run_begins(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    stage = tiny_run.stages[0].model_copy(update={"real_words": True})
+    config = tiny_run.model_copy(update={"stages": (stage,)})
+    assert make_source(config)
+    data = shutil.copytree(config.data, tmp_path / "short")
+    for path in (data / "train").glob("wikipedia*"):
+        with lzma.open(path, "wt", encoding="utf-8") as file:
+            file.write('{"title": "t", "text": "short"}\n')
+    with pytest.raises(TrainingError, match="no words for real_words"):
+        make_source(config.model_copy(update={"data": data}))

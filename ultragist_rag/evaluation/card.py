@@ -46,6 +46,11 @@ _WRITTEN = {
 }
 """What kinds of samples are, if they are no text of the sources."""
 
+_REAL_WORDS = (
+    "In stages with real words, words and phrases of the texts stand in what is invented or replaced: as names, as "
+    "values, in lists."
+)
+
 _ASKED = (
     "`corpus` and `factbook` are questions about countries that training never saw; each comes with the chunk that "
     "answers it and three others\n(one of the same country), shuffled. `corpus` is `examples/corpus`, `factbook` its "
@@ -149,7 +154,7 @@ def _training(record: TrainingRecord) -> list[str]:
     stages = [
         [
             stage.name,
-            _shares(stage.kinds),
+            _shares(stage.kinds) + ("; real words" if stage.real_words else ""),
             _shares(stage.modes),
             ", ".join(map(str, stage.ratios)),
             f"{stage.steps:,}",
@@ -161,6 +166,7 @@ def _training(record: TrainingRecord) -> list[str]:
     files = [[f"`{one.file}`", one.name, one.source, one.licence] for one in record.files]
     size = f"{record.steps:,} steps over {record.tokens:,} tokens in {record.seconds / 3600:.1f} hours"
     written = sorted({kind for stage in record.stages for kind in stage.kinds} & _WRITTEN.keys())
+    real = [_REAL_WORDS] if any(stage.real_words for stage in record.stages) else []
     return [
         f"`ultragist-rag train --config configs/{record.config} --data DATA`, seed {record.seed}: {size}\non "
         f"{record.device}, {record.date} ({versions}).",
@@ -172,7 +178,7 @@ def _training(record: TrainingRecord) -> list[str]:
         ),
         "## Data",
         markdown_table(["file", "data", "source", "licence"], files, 4),
-        "\n".join([_HELD_OUT, *(_WRITTEN[kind] for kind in written)]),
+        "\n".join([_HELD_OUT, *(_WRITTEN[kind] for kind in written), *real]),
     ]
 
 

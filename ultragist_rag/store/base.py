@@ -77,7 +77,8 @@ class ByteStore(Protocol):
     """Keeps bytes under keys of the form `folder/id.gist`, `folder/id.source` and `folder/id.record`.
 
     Every method may be called from several threads. All raise StoreError if the place itself fails, and work again as
-    soon as the place does.
+    soon as the place does. A place may have a number `n_readers`: how many memories of a prompt are read from it at a
+    time, in threads; without, it is 1.
     """
 
     secret_source: ClassVar[SecretSource]

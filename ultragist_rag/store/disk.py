@@ -43,6 +43,8 @@ class DiskBytes:
     """
 
     secret_source: ClassVar[SecretSource] = "keyfile"
+    n_readers: ClassVar[int] = 8
+    """Memories of a prompt that are read and checked at a time."""
 
     def __init__(self, location: str, max_bytes: int | None = None) -> None:
         if not location:

@@ -21,7 +21,7 @@ from ultragist_rag.store import refs
 from ultragist_rag.store.recipes import check_recipe, recipe_of
 from ultragist_rag.store.shelf import Shelf
 
-__all__ = ["PromptPieces", "SourceText", "count_texts", "text_instead", "warn_of_memory"]
+__all__ = ["PromptPieces", "SourceText", "count_texts", "has_doubts", "text_instead", "warn_of_memory"]
 
 _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -76,7 +76,7 @@ def text_instead(shelf: Shelf, name: str, engine: Any) -> SourceText | None:
         MemoryMismatchError: If the memory is of another model, tokenizer or config than the engine.
         CorruptGistError: If the record is damaged.
     """
-    if not _has_doubts(engine) or engine.tokenizer is None:
+    if not has_doubts(engine) or engine.tokenizer is None:
         return None
     record = shelf.source(name)
     if record is None or not _is_doubted(engine, record.recipe):
@@ -101,7 +101,7 @@ def warn_of_memory(memory: GistMemory, engine: Any) -> None:
         memory: A memory for which `text_instead` gave nothing.
         engine: Whose calibration counts; None has none.
     """
-    if _has_doubts(engine) and _is_doubted(engine, recipe_of(memory)):
+    if has_doubts(engine) and _is_doubted(engine, recipe_of(memory)):
         _warn_once(
             engine,
             "memory",
@@ -111,7 +111,8 @@ def warn_of_memory(memory: GistMemory, engine: Any) -> None:
         )
 
 
-def _has_doubts(engine: Any) -> bool:
+def has_doubts(engine: Any) -> bool:
+    """Say whether the calibration of an engine finds any ratio bad."""
     calibration = getattr(engine, "calibration", None)
     return calibration is not None and not all(map(calibration.is_good, calibration.ratios))
 

@@ -62,7 +62,7 @@ class StoreReader:
         return memory
 
     def get_many(self, markers: Sequence[str], engine: Compressor | None = None) -> list[GistMemory]:
-        """Read several memories, as `get` does each; files are read and checked side by side.
+        """Read several memories, as `get` does each; those in a folder are read and checked side by side.
 
         Args:
             markers: Markers or ids.

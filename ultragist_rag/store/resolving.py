@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from ultragist_rag.errors import ContextOverflowError, GistNotFoundError, InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.store import refs
-from ultragist_rag.store.fallback import SourceText, count_texts, text_instead, warn_of_memory
+from ultragist_rag.store.fallback import SourceText, count_texts, has_doubts, text_instead, warn_of_memory
 from ultragist_rag.store.quantise import as_stored
 from ultragist_rag.store.recipes import BATCH, Compressor, can_repeat, expected_by, repeat
 from ultragist_rag.store.scope import current_scope
@@ -171,17 +171,17 @@ def load(
     device = getattr(getattr(engine, "model", None), "device", None)
     found: dict[str, GistMemory | SourceText] = {}
     missing: list[SourceRecord] = []
-    texts = {name: text_instead(shelf, name, engine) if as_shown else None for name in wanted}
-    read = [name for name in wanted if texts[name] is None]
-    with closing(shelf.memories(read, [expected_by(engine, name) for name in read], device)) as memories:
+    doubts = as_shown and has_doubts(engine)
+    ahead = [] if doubts else wanted  # texts may be read instead of memories then, and count until there are too many
+    with closing(shelf.memories(ahead, [expected_by(engine, name) for name in ahead], device)) as memories:
         for name in wanted:
-            text = texts[name]
+            text = text_instead(shelf, name, engine) if doubts else None
             if text is not None:
                 found[name] = budget.add(text)
                 continue
-            memory = next(memories)
+            memory = shelf.memory(name, expected_by(engine, name), device) if doubts else next(memories)
             if memory is not None:
-                if as_shown:
+                if doubts:
                     warn_of_memory(memory, engine)
                 found[name] = budget.add(memory)
                 continue

@@ -14,6 +14,7 @@ import hashlib
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -98,7 +99,7 @@ class Shelf:
     def memories(
         self, names: Sequence[str], expected: Sequence[codec.Expected], device: torch.device | None = None
     ) -> Generator[GistMemory | None, None, None]:
-        """Read several memories in order, as `memory` does each; files are read and checked some ahead, in threads.
+        """Read several memories in order, as `memory` does each; a folder is read and checked some ahead, in threads.
 
         Args:
             names: Different ids.
@@ -108,22 +109,19 @@ class Shelf:
         Yields:
             Each memory, or None if there is none; errors are raised in the turn of their memory.
         """
-        wanted = list(zip(names, expected, strict=True))
-        for (name, one), (is_kept, read) in zip(wanted, read_ahead(self._fetch, wanted), strict=True):
-            memory = self._kept(name, one, device) if is_kept else None
-            if memory is None:
-                read = self._read(name, one) if is_kept else read
-                memory = None if read is None else self.tiers.add(name, read, device)
-            yield memory
-
-    def _fetch(self, wanted: tuple[str, codec.Expected]) -> tuple[bool, Kept | None]:
-        """Say whether a tier keeps a memory, and read it if none does."""
-        name, expected = wanted
-        self._sweep(name)
-        is_kept = self.tiers.find(name) is not None
-        return is_kept, None if is_kept else self._read(name, expected)
+        wanted = dict(zip(names, expected, strict=True))
+        missing = dict.fromkeys(name for name in wanted if self.tiers.find(name) is None)
+        n_readers = getattr(self.place, "n_readers", 1)
+        with closing(read_ahead(lambda name: self._read(name, wanted[name]), list(missing), n_readers)) as reads:
+            for name, one in wanted.items():
+                memory = None if name in missing else self._kept(name, one, device)
+                if memory is None:
+                    read = next(reads) if name in missing else self._read(name, one)
+                    memory = None if read is None else self.tiers.add(name, read, device)
+                yield memory
 
     def _kept(self, name: str, expected: codec.Expected, device: torch.device | None) -> GistMemory | None:
+        self._sweep(name)
         kept = self.tiers.find(name)
         if kept is None:
             return None
@@ -138,6 +136,7 @@ class Shelf:
         return self.tiers.use(name, kept, device)
 
     def _read(self, name: str, expected: codec.Expected) -> Kept | None:
+        self._sweep(name)
         data = self.place.get(self.key(name, GIST))
         if data is None:
             return None

@@ -170,14 +170,19 @@ def scramble(
 
 def reordered(text: str, pairs: list[tuple[str, str]], rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
     """Lists of values in another order, in answers, too, so that it can only be read."""
-    for values in dict.fromkeys(_LAST_VALUE.findall(text)):
+    orders: dict[str, str] = {}
+
+    def order(match: re.Match[str]) -> str:
+        values = match.group()
         items = values.split(", ")
-        if len(items) < _LONG_LIST:
-            continue
-        new = ", ".join(rng.sample(items, len(items)))
-        text = text.replace(values, new)
-        pairs = [(q, a.replace(values, new)) for q, a in pairs]
-    return text, [(q, a) for q, a in pairs if a in text]
+        if len(items) < _LONG_LIST or values.endswith(".") or ". " in values:
+            return values
+        return orders.setdefault(values, ", ".join(rng.sample(items, len(items))))
+
+    text = _LAST_VALUE.sub(order, text)
+    for values, new in orders.items():
+        pairs = [(question, answer.replace(values, new)) for question, answer in pairs]
+    return text, pairs
 
 
 def _swapped(token: str, rng: random.Random, words: float, seen: dict[str, str], real: Words | None) -> str:

@@ -41,6 +41,7 @@ class StageRecord(_Strict):
     modes: dict[str, float]
     kinds: dict[str, float]
     ratios: tuple[int, ...]
+    real_words: bool = False
 
 
 class DataFile(_Strict):
@@ -122,6 +123,7 @@ def training_record(
                 modes={str(mode): share for mode, share in stage.modes.items()},
                 kinds=stage.kinds,
                 ratios=tuple(dict.fromkeys(stage.ratios)) if set(stage.modes) != {"full"} else (),
+                real_words=stage.real_words,
             )
         )
     wrong = [one for one, planned in zip(stages, described.stages, strict=True) if one.steps != planned.steps]

@@ -61,7 +61,7 @@ _WORDS = (0.1, 0.3, 0.3, 0.7)  # shares of their capitalised words that are
 _NAMES = 0.4  # share of the names of places that are words of texts, where these are drawn
 _FREE = 0.35  # share of questions in a frame that fits every field
 _MORE_WORDS = (0.3, 0.6, 0.9)  # likewise with real words, which are still words
-_LABEL = re.compile(r"^([^:\n]{2,60}):", re.MULTILINE)
+_LABEL = re.compile(r"^[^:\n]{2,60}(?=:|$)", re.MULTILINE)  # of a value, or of a group of them
 _VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,120})(?=[;(\[\n]|$)")
 
 
@@ -251,11 +251,12 @@ class SampleSource:
                     real = self._real(recipe)
                     kept = re.findall(r"^\w+|(?<=\n)\w+", body) + re.findall(r"\w+", f"{title} {chunk.section}")
                     if real:
-                        kept += [word for label in _LABEL.findall(body) for word in re.findall(r"\w+", label)]
+                        kept += re.findall(r"\w+", " ".join(_LABEL.findall(body)))
                         body, found = reordered(body, found, rng)
                     seen = {word: word for word in kept}
                     body = scramble(body, rng, rng.choice(_MORE_WORDS if real else _WORDS), seen, real)
                     found = [(q, scramble(a, rng, 0.0, seen, real)) for q, a in found]
+                    found = [(q, a) for q, a in found if a in body] if real else found
                 documents.append(body.replace(title, new))
                 pairs += [(q.replace(title, new), a.replace(title, new)) for q, a in found]
         return documents, pairs

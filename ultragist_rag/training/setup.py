@@ -43,7 +43,10 @@ class Source(Protocol):
 def make_source(config: TrainConfig) -> Source:
     """The sample source that the config names."""
     if config.source == "countries":
-        return SampleSource(config.data, config.texts, config.questions)
+        source = SampleSource(config.data, config.texts, config.questions)
+        if any(stage.real_words for stage in config.stages):
+            _ = source.words  # made once, before there are workers, and refused here if the texts have none
+        return source
     return JsonlSource(config.data)
 
 

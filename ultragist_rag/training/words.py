@@ -18,7 +18,7 @@ from ultragist_rag.errors import TrainingError
 __all__ = ["Words"]
 
 _WORD = re.compile(r"[^\W\d_]{3,24}")
-_RARER = 3.0  # rank = size * uniform ** this; 1 would draw all words alike
+_RARER = 2.0  # rank = size * uniform ** this; 1 would draw all words alike
 _MOST = 20_000_000  # characters that are counted
 _PHRASE = 80  # characters at most
 _TRIES = 20
@@ -37,12 +37,12 @@ class Words:
     """
 
     def __init__(self, texts: Sequence[str], without: Iterable[str] = ()) -> None:
-        self._without = frozenset(without)
+        self._without = frozenset(word.casefold() for word in without)
         total = sum(map(len, texts))
-        self._texts = [text for text in texts[:: max(1, total // _MOST)] if len(text) > 2 * _PHRASE]
+        self._texts = [text for text in texts[:: max(1, -(-total // _MOST))] if len(text) > 2 * _PHRASE]
         counts: Counter[str] = Counter(word for text in self._texts for word in _WORD.findall(text))
         kept = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-        kept = [word for word in kept if word not in self._without]
+        kept = [word for word in kept if word.casefold() not in self._without]
         self._names = [word for word in kept if word.istitle()]
         self._others = [word for word in kept if word.islower()]
         if not (self._names and self._others):
@@ -68,6 +68,6 @@ class Words:
             found = text[at : at + _PHRASE].split("\n")[0].split(" ")[1:-1][: rng.randint(1, longest)]
             words = " ".join(found).strip(".,'/-")
             fits = words and all(map(_KEPT.fullmatch, words.split(" ")))
-            if fits and self._without.isdisjoint(re.findall(r"\w+", words)):
+            if fits and self._without.isdisjoint(re.findall(r"\w+", words.casefold())):
                 return words
         return self.name(rng)
