@@ -139,15 +139,16 @@ def ask(  # noqa: PLR0913 - one parameter per option
 
 @app.command()
 @one_line_errors
-def demo(
+def demo(  # noqa: PLR0913 - one parameter per option
     folder: Folder = DEMO_FOLDER,
     questions: Annotated[Path, typer.Option("--questions", help="File with one question per line.")] = DEMO_QUESTIONS,
     into: Into = DEMO_HOME,
     model: Model = "bundled",
     ratio: Ratio = "auto",
+    source_bias: SourceBias = 4.0,
     as_json: AsJson = False,
 ) -> None:
-    """Index the example corpus with the bundled model and answer a handful of questions."""
+    """Index the example corpus with the bundled model and answer a handful of questions in the words of the corpus."""
     from ultragist_rag.console import print_answers, print_json, print_report, progress_bar
     from ultragist_rag.pipeline import IndexSettings, index_folder
 
@@ -156,7 +157,7 @@ def demo(
         collection, report = index_folder(folder, into, IndexSettings(model, _parse_ratio(ratio)), progress)
     if not as_json:
         print_report(report)
-    answers = collection.ask(asked)
+    answers = collection.ask(asked, source_bias=source_bias)
     if as_json:
         print_json({"index": report, "answers": answers})
     else:
