@@ -1,7 +1,7 @@
 """Do something in a thread of its own while the caller goes on.
 
 Is        `in_background`, a call whose result is waited for later.
-Flow      [background] -> store/filling, session/conversation.
+Flow      [background] -> store/filling, store/ahead, session/conversation.
 Change    what a thread takes along from its caller.
 Not here  threads for coroutines -> requests.py; threads that decode -> memory/stream.py, batching/queue.py.
 Holds     the thread ends with the call.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -43,12 +45,19 @@ def test_what_is_read_sees_the_context_of_who_asks() -> None:
     assert list(read_ahead(lambda _: tenant.get(), range(20), 4)) == ["ada"] * 20
 
 
-def test_where_no_thread_begins_any_more_all_is_read_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+def test_a_thread_that_outlives_the_main_one_can_still_read() -> None:
+    script = """
+import threading
+from ultragist_rag.store.ahead import read_ahead
 
-    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor.submit", refuse)
-    assert list(read_ahead(str, range(12), 8)) == [str(number) for number in range(12)]
+def serve():
+    threading.main_thread().join()
+    print(list(read_ahead(str, range(12), 8)))
+
+threading.Thread(target=serve).start()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([str(number) for number in range(12)])
 
 
 def test_an_error_comes_in_its_turn() -> None:

@@ -1,20 +1,21 @@
 """Read several things in order, with some of them under way in threads.
 
-Is        a generator over a small pool of threads.
-Flow      [ahead] -> shelf. Imports no torch.
-Holds     results and errors come in the order of what was asked for; what nobody waits for any more is not begun;
-          what is read sees the context variables of who asked.
+Is        a generator over calls in the background.
+Flow      background -> [ahead] -> shelf. Imports no torch.
+Holds     results and errors come in the order of what was asked for; what nobody waits for any more is not begun, and
+          what is under way is waited for.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from concurrent.futures import Future, wait
 from functools import partial
 from itertools import islice
 from typing import TypeVar
+
+from ultragist_rag.background import in_background
 
 __all__ = ["read_ahead"]
 
@@ -35,23 +36,19 @@ def read_ahead(
     Yields:
         What `read` returned, in order; what it raised is raised in its turn.
     """
-    n_threads = min(n_readers, len(wanted))
-    if n_threads < 2:
+    if min(n_readers, len(wanted)) < 2:
         yield from map(read, wanted)
         return
-    pool = ThreadPoolExecutor(n_threads, "ultragist-read")
+    waiting: deque[Future[_Read]] = deque()
+    rest = iter(wanted)
 
-    def start(one: _Wanted) -> Callable[[], _Read]:
-        try:
-            return pool.submit(copy_context().run, read, one).result
-        except RuntimeError:  # the interpreter is about to end, and begins no threads any more
-            return partial(read, one)
+    def start(count: int) -> None:
+        waiting.extend(in_background(partial(read, one), "ultragist-read") for one in islice(rest, count))
 
     try:
-        rest = iter(wanted)
-        waiting = deque(map(start, islice(rest, n_threads)))
+        start(n_readers)
         while waiting:
-            yield waiting.popleft()()
-            waiting.extend(map(start, islice(rest, 1)))
+            yield waiting.popleft().result()
+            start(1)
     finally:
-        pool.shutdown(cancel_futures=True)
+        wait(waiting)

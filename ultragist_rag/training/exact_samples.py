@@ -16,9 +16,8 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from ultragist_rag.training.country_fields import FIELDS, SECTIONS, TRAIN_FRAMES
-from ultragist_rag.training.profiles import invented_word, profile_lines
+from ultragist_rag.training.profiles import Pairs, invented_word, profile_lines
 
-Pairs = list[tuple[str, str]]
 Draw = Callable[[random.Random], tuple[str, Mapping[str, str]]]
 
 _NUMBERED = ("record number", "record number", "licence number", "file number", "serial number", "access code", "key")

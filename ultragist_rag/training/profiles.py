@@ -19,6 +19,9 @@ from ultragist_rag.training.country_fields import FIELDS, SECTIONS, Field
 from ultragist_rag.training.words import Words
 
 Facts = Mapping[str, str]
+Pairs = list[tuple[str, str]]
+"""Questions and their answers."""
+
 _LABELLED = re.compile(r"^([^:]{2,70}): (.+)$")
 _BRACKETS = re.compile(r"\s*[\(\[][^()\[\]]*[\)\]]")
 _LONGEST = 72
@@ -168,7 +171,7 @@ def scramble(
     return pattern.sub(lambda match: _swapped(match.group(0), rng, words, seen, real), text)
 
 
-def reordered(text: str, pairs: list[tuple[str, str]], rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
+def reordered(text: str, pairs: Pairs, rng: random.Random) -> tuple[str, Pairs]:
     """Lists of values in another order, in answers, too, so that it can only be read."""
     orders: dict[str, str] = {}
 

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ultragist_rag.training.exact_samples import needle_documents, pair_document
 from ultragist_rag.training.passages import READERS, Passage, meeting_texts
 from ultragist_rag.training.profiles import (
     Line,
+    Pairs,
     facts_of,
     held_out,
     invented_facts,
@@ -40,7 +41,6 @@ from ultragist_rag.training.profiles import (
 )
 from ultragist_rag.training.words import Words
 
-Pairs = list[tuple[str, str]]
 MEETINGS = "qmsum_train"
 """Name of the meetings, whose transcripts count among the texts."""
 
@@ -58,9 +58,9 @@ _VALUES = {
 }
 _SCRAMBLED = 0.85  # share of factbook chunks whose figures and names are replaced, so that they can only be read
 _WORDS = (0.1, 0.3, 0.3, 0.7)  # shares of their capitalised words that are
-_NAMES = 0.4  # share of the names of places that are words of texts, where these are drawn
+_MORE_WORDS = (0.3, 0.6, 0.9)  # the same of factbook chunks with real words
+_NAMES = 0.4  # share of the names of places that are real words, where these are drawn
 _FREE = 0.35  # share of questions in a frame that fits every field
-_MORE_WORDS = (0.3, 0.6, 0.9)  # likewise with real words, which are still words
 _LABEL = re.compile(r"^[^:\n]{2,60}(?=:|$)", re.MULTILINE)  # of a value, or of a group of them
 _VALUE = re.compile(r"^([A-Z][^:]{2,60}): ([^;(\[\n]{1,120})(?=[;(\[\n]|$)")
 
@@ -176,7 +176,8 @@ class SampleSource:
         }
 
     def _needles(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
-        return needle_documents(lambda rng: self._place(recipe, rng), count, recipe.lines, _VALUES[kind], rng)
+        place = partial(self._place, self._real(recipe))
+        return needle_documents(place, count, recipe.lines, _VALUES[kind], rng)
 
     def _keys(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         return pair_documents(count, recipe.lines, _VALUES[kind], rng)
@@ -204,7 +205,7 @@ class SampleSource:
         pairs: Pairs = []
         shared = rng.choice(SECTIONS)
         while len(documents) < count:
-            name, facts = self._place(recipe, rng)
+            name, facts = self._place(self._real(recipe), rng)
             sections = profile_lines(name, facts, rng)
             same = count > 1 and len(documents) + 2 <= count and rng.random() < 0.6
             chosen = rng.sample(SECTIONS, 2) if same else [shared if rng.random() < 0.5 else rng.choice(SECTIONS)]
@@ -216,16 +217,11 @@ class SampleSource:
                 pairs += [(_ask(line.field, name, rng), line.value) for line in lines if line.field]
         return documents, pairs
 
-    def _place(self, recipe: Recipe, rng: random.Random) -> tuple[str, dict[str, str]]:
-        real = self._real(recipe)
+    def _place(self, real: Words | None, rng: random.Random) -> tuple[str, dict[str, str]]:
         if rng.random() < 0.2:
             name = rng.choice(list(self.facts))
             return name, self.facts[name] if rng.random() < 0.5 else invented_facts(self.pool, rng, real)
-        return self._name(recipe, rng), invented_facts(self.pool, rng, real)
-
-    def _name(self, recipe: Recipe, rng: random.Random) -> str:
-        real = self._real(recipe)
-        return real.name(rng) if real and rng.random() < _NAMES else invented_name(rng)
+        return _name(real, rng), invented_facts(self.pool, rng, real)
 
     def _real(self, recipe: Recipe) -> Words | None:
         return self.words if recipe.real_words else None
@@ -237,18 +233,18 @@ class SampleSource:
 
     def _factbook(self, recipe: Recipe, count: int, rng: random.Random, kind: str) -> tuple[list[str], Pairs]:
         del kind
+        real = self._real(recipe)
         documents: list[str] = []
         pairs: Pairs = []
         while len(documents) < count:
             title, chunks = rng.choice(self.chunks)
             if rng.random() < 0.65:
                 chunks = [chunk for chunk in chunks if self._template_pairs(title, chunk)] or chunks
-            new = self._name(recipe, rng) if rng.random() < 0.5 else title
+            new = _name(real, rng) if rng.random() < 0.5 else title
             several = count > len(documents) + 1 and rng.random() < 0.5
             for chunk in rng.sample(chunks, min(len(chunks), 2 if several else 1)):
                 body, found = chunk.text, self._asked(title, chunk, rng)
                 if rng.random() < _SCRAMBLED:
-                    real = self._real(recipe)
                     kept = re.findall(r"^\w+|(?<=\n)\w+", body) + re.findall(r"\w+", f"{title} {chunk.section}")
                     if real:
                         kept += re.findall(r"\w+", " ".join(_LABEL.findall(body)))
@@ -325,6 +321,10 @@ def _ask(field: Field, name: str, rng: random.Random) -> str:
     if rng.random() < _FREE:
         return rng.choice(FRAMES).replace("{n}", field.label).replace("{c}", name)
     return question(field, name, rng)
+
+
+def _name(real: Words | None, rng: random.Random) -> str:
+    return real.name(rng) if real and rng.random() < _NAMES else invented_name(rng)
 
 
 def _body(text: str) -> str:
