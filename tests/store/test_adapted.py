@@ -175,6 +175,25 @@ def test_threads_with_stores_of_their_own_on_one_object_take_turns():
     assert failures == []
 
 
+def test_what_another_thread_replaces_while_sizes_are_counted_is_not_counted_by_its_old_size(monkeypatch):
+    place = open_bytes(InMemoryByteStore(), 120)
+    place.put({key(0): bytes(90), key(1): bytes(10)})
+    replacing = threading.Thread(target=place.put, args=({key(1): bytes(100)},))
+    read_index = place._read_index
+
+    def read_and_wait():
+        index = read_index()
+        monkeypatch.undo()
+        replacing.start()
+        replacing.join(0.2)  # over at once, or kept waiting until all is counted
+        return index
+
+    monkeypatch.setattr(place, "_read_index", read_and_wait)
+    assert place.usage().n_bytes == 100
+    replacing.join()
+    assert dict(place.entries("ns")) == {key(1): 100}
+
+
 @pytest.mark.parametrize("allowed", [0, 1])
 @pytest.mark.parametrize("max_bytes", [None, 1000])
 def test_a_put_that_stops_half_way_leaves_nothing_new(allowed, max_bytes):

@@ -74,6 +74,6 @@ class AdaptedBytes(IndexedBytes):
                 data = self._read(key, None)
                 if data is None:  # gone meanwhile
                     continue
-                size = len(data)
-            sizes[key] = self._sizes[key] = size
+                size = self._sizes.setdefault(key, len(data))  # what is written meanwhile is newer than what was read
+            sizes[key] = size
         return sizes

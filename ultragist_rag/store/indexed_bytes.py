@@ -117,8 +117,8 @@ class IndexedBytes(ABC):
         Raises:
             StoreError: If the place cannot be written.
         """
-        found = [key for key in keys if self.contains(key)]
-        with self._asking():
+        with self._lock, self._asking():
+            found = [key for key in keys if self.contains(key)]
             self._remove(found)
         return len(found)
 
@@ -128,17 +128,17 @@ class IndexedBytes(ABC):
         Raises:
             StoreError: If the place cannot be read.
         """
-        with self._asking():
+        with self._lock, self._asking():
             sizes = self._list(folder)
         yield from sizes.items()
 
     def usage(self) -> Usage:
-        """Return how full the place is, without the index.
+        """Return how full the place is, without the index, counted while none of our threads is half-way through.
 
         Raises:
             StoreError: If the place cannot be read.
         """
-        with self._asking():
+        with self._lock, self._asking():
             n_bytes = sum(self._list("").values())
         return Usage(n_bytes, self.max_bytes, self._n_evicted)
 
