@@ -48,8 +48,8 @@ class Browser:
         self._messages = self._lines()
 
     def __enter__(self) -> Browser:
-        (page,) = [one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"]
-        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        page = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -88,15 +88,24 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        for event in self.events:
-            if event.get("method") == "Page.loadEventFired":
+        address = path.resolve().as_uri()
+        self.call("Page.navigate", url=address)
+        while True:  # an event may be that of the page before
+            if self._is_loaded() and self._state() == ["complete", address]:
                 return
-        for event in self._messages:
+            event = next(self._messages, None)
+            if event is None:
+                raise RuntimeError(f"{PROGRAM} did not load {path}")
             self.events.append(event)
-            if event.get("method") == "Page.loadEventFired":
-                return
-        raise RuntimeError(f"{PROGRAM} did not load {path}")
+
+    def _is_loaded(self) -> bool:
+        return any(event.get("method") == "Page.loadEventFired" for event in self.events)
+
+    def _state(self) -> Any:
+        try:
+            return self.evaluate("[document.readyState, location.href]")
+        except RuntimeError:  # the page before has just gone
+            return None
 
     def evaluate(self, expression: str) -> Any:
         got = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

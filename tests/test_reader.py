@@ -1,10 +1,10 @@
 import gc
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from patience import PATIENCE, until
 
 from ultragist_rag import GistMemory, GistStore
 from ultragist_rag.errors import (
@@ -18,7 +18,6 @@ from ultragist_rag.reader import MemoryRef, Reader
 from ultragist_rag.requests import _queues, in_thread, iterate, turn
 from ultragist_rag.store import marker_scope
 
-PATIENCE = 60.0
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -46,13 +45,6 @@ def markers(engine, store):
 @pytest.fixture
 def reader(engine, store, markers):
     return Reader(engine, store)
-
-
-def until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def n_queued(engine):

@@ -2,29 +2,18 @@ import asyncio
 import contextvars
 import gc
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from patience import PATIENCE, until
 
 from ultragist_rag.errors import QueueFullError, RequestTimeoutError
 from ultragist_rag.requests import _queues, in_thread, iterate, turn
 
-PATIENCE = 60.0
-"""Seconds after which a test that hangs fails."""
-
 
 class Engine:
     """Something to wait for."""
-
-
-def until(condition):
-    """Wait for another thread."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def n_queued(engine):

@@ -5,7 +5,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from together import PATIENCE, N, facts, held, until
+from patience import PATIENCE, until
+from together import N, facts, held
 
 from ultragist_rag.batching import request
 from ultragist_rag.errors import ContextOverflowError, InputError, QueueFullError, RequestTimeoutError, UltraGistError
@@ -135,7 +136,7 @@ def test_a_beam_search_that_is_cancelled_ends(engine, prompts, monkeypatch):
     with engine.batching() as queue:
         answer = queue.answer(prompts[1], num_beams=2, max_new_tokens=2000, cancelled=cancelled)
     assert answer.finish == "cancelled"
-    assert lengths[0] < 10
+    assert max(lengths, default=0) < 10
 
 
 async def test_a_cancelled_task_leaves_the_queue(engine):

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from together import PATIENCE, N, facts, held, settings_of, until
+from patience import PATIENCE, until
+from together import N, facts, held, settings_of
 
 from ultragist_rag.batching import BatchQueue
 from ultragist_rag.errors import ContextOverflowError, InputError

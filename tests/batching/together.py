@@ -1,24 +1,19 @@
 """Requests that come while somebody else has the turn, so that it is known which of them share a batch."""
 
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from ultragist_rag.requests import turn
+from patience import until
 
-PATIENCE = 60.0
-"""Seconds after which a test that hangs fails."""
+from ultragist_rag.requests import turn
 
 N = 8
 
 
-def until(condition):
-    """Wait for another thread."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
+def n_come(queue):
+    """Requests that have come so far, wherever they are; while the turn is held, this only grows."""
+    stats = queue.stats()
+    return stats.n_waiting + stats.n_answered + stats.n_failed + stats.n_left + stats.n_refused
 
 
 def facts(given):
@@ -36,10 +31,10 @@ def held(engine, queue, *asked):
     with ThreadPoolExecutor(32) as pool, turn(engine):
         futures = []
         for place, (pieces, settings) in enumerate([(["first of all"], {}), *asked]):
-            n_before = queue.stats().n_waiting
+            n_before = n_come(queue)
             futures.append(pool.submit(queue.answer, pieces, **settings_of(settings)))
             if place == 0:  # the engine is idle, so this one waits for the turn, as a batch of its own
                 until(lambda: queue._worker is not None and not queue._waiting)
             else:
-                until(lambda: queue.stats().n_waiting > n_before or futures[-1].done())  # noqa: B023 - at once
+                until(lambda: n_come(queue) > n_before or futures[-1].done())  # noqa: B023 - at once
         yield futures[1:]

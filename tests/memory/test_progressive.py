@@ -1,5 +1,6 @@
 import pytest
 import torch
+from patience import PATIENCE
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.testing import tiny_engine
@@ -61,7 +62,7 @@ def test_leaving_a_stream_frees_the_model(engine):
     shown = engine.stream([ids_of(12)], max_new_tokens=2000, progressive=True)
     next(shown)
     shown.close()
-    assert engine.attachment.lock.acquire(timeout=5)
+    assert engine.attachment.lock.acquire(timeout=PATIENCE)
     engine.attachment.lock.release()
 
 

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from asking import TOKENIZER, asking_engine
+from patience import PATIENCE
 from plain import random_memory
 from tokenizers_of_our_own import byte_level, sentencepiece_like
 
@@ -97,7 +98,7 @@ def count_forwards(engine):
     return steps, handle
 
 
-def wait_until_free(engine, limit=5.0):
+def wait_until_free(engine, limit=PATIENCE):
     """Whether another thread gets the lock in time."""
     got = engine.attachment.lock.acquire(timeout=limit)
     if got:
@@ -130,8 +131,8 @@ def test_a_stream_that_is_left_frees_the_model_within_one_token(engine, how):
     else:
         for _ in shown:
             break
-        at = len(steps)
         del shown
+        at = len(steps)
     assert wait_until_free(engine)
     time.sleep(0.1)
     assert len(steps) <= at + 2
@@ -179,7 +180,7 @@ def test_a_stream_closed_while_it_waits_never_runs(engine):
         reader.start()
         time.sleep(0.05)
         shown.close()
-    reader.join(5)
+    reader.join(PATIENCE)
     assert not reader.is_alive()
     assert steps == []
     handle.remove()
@@ -219,11 +220,18 @@ def test_several_streams_at_once_equal_single_ones(engine):
 
 def test_the_text_of_a_stream_comes_while_it_is_decoded(engine):
     steps, handle = count_forwards(engine)
-    slower = slow(engine, 0.01)
+    read = threading.Event()
+
+    def hold(*_):
+        if len(steps) == 20:
+            read.wait(PATIENCE)
+
+    held = engine.attachment.model.register_forward_pre_hook(hold)
     shown = stream(engine, pieces_of(engine), max_new_tokens=60)
     next(shown)
-    assert len(steps) < 30
+    assert len(steps) <= 20
+    read.set()
     shown.close()
     assert wait_until_free(engine)
     handle.remove()
-    slower.remove()
+    held.remove()

@@ -2,18 +2,16 @@
 
 import gc
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from patience import PATIENCE, until
 from talking import CHATML, SIZES, fill, same
 
 from ultragist_rag.session import GistSession
 from ultragist_rag.store import GistStore
-
-PATIENCE = 60.0
 
 pytestmark = pytest.mark.filterwarnings("ignore:the session has more turns")
 
@@ -31,13 +29,6 @@ def session(engine):
     session = engine.session(**SIZES, store=GistStore.open("memory://"))
     fill(session, 8)
     return session
-
-
-def until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def threads():

@@ -108,6 +108,15 @@ def test_sizes_are_read_once_and_then_known_or_taken_from_the_index():
     assert store.read == []
 
 
+def test_what_is_replaced_without_a_bound_is_not_counted_by_what_the_index_tells():
+    place = open_bytes(InMemoryByteStore())
+    place.put({key(0): bytes(100)}, quota=500)
+    place.put({key(0): bytes(10), key(1): bytes(20)})
+    assert place.usage().n_bytes == 30
+    place.put({key(2): bytes(470)}, quota=500)
+    assert dict(place.entries("ns")) == {key(0): 10, key(1): 20, key(2): 470}
+
+
 @pytest.mark.parametrize(
     "error", [ConnectionError("gone"), RuntimeError("closed"), KeyError("x"), PermissionError("no")]
 )

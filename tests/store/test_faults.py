@@ -36,8 +36,10 @@ for key in memories:
 
 WORK = """
 import hashlib, json, random, sys, threading
+from ultragist_rag.store import disk
 from ultragist_rag.store.base import open_bytes
 
+disk._LOCK_SECONDS = 600.0  # sixteen writers take turns in no order
 url, options, seed, steps, bound = sys.argv[1], json.loads(sys.argv[2]), *map(int, sys.argv[3:])
 place = open_bytes(url, bound or None, **options)
 
@@ -118,7 +120,7 @@ def test_four_processes_with_four_threads_each_on_one_place(new_place, bound):
     url, options = new_place(0)
     alone = url.startswith("s3") and bound  # there, processes may exceed the bound by what they write at one moment
     command = [sys.executable, "-c", WORK, url, json.dumps(options)]
-    rest = ["2" if options else "5", str(bound)]
+    rest = ["2" if options else "8", str(bound)]
     processes = [
         subprocess.Popen([*command, str(seed), *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for seed in range(1 if alone else 4)

@@ -21,6 +21,7 @@ from ultragist_rag.store.disk import DiskBytes
 root, seed, steps, bound = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 place = DiskBytes(root, bound or None)
 real, largest = disk._write_file, [0]
+disk._LOCK_SECONDS = 600.0  # sixteen writers take turns in no order
 
 def write_and_count(path, data):
     real(path, data)

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from patience import until
 
 from ultragist_rag.errors import InputError, StoreError
 from ultragist_rag.store import GistStore
@@ -64,9 +65,9 @@ def test_a_server_that_is_gone_is_told_of_and_used_again_when_it_is_back(make_re
 
 def test_an_answer_that_never_comes_is_told_of(make_redis):
     server = make_redis()
-    place = open_bytes(server.url, retry=never_again(), socket_timeout=0.2)
+    place = open_bytes(server.url, retry=never_again(), socket_timeout=1.0)
     with redis.Redis.from_url(server.url) as client:
-        client.client_pause(1000)
+        client.client_pause(60_000)
         with pytest.raises(StoreError, match=r"[Tt]imeout"):
             place.put({key(0): b"x"})
 
@@ -199,8 +200,10 @@ def test_readers_see_a_put_as_a_whole_or_not_at_all(redis_url, client):
 
     reader = threading.Thread(target=read)
     reader.start()
+    until(lambda: seen)
     for version in range(1, 100):
         place.put({key(0, SOURCE): bytes([version]) * 4, key(0): bytes([version]) * 100_000})
+    until(lambda: seen[-1][0] == bytes([99]) * 4)
     done.set()
     reader.join()
     assert len({text for text, _ in seen}) > 1

@@ -5,6 +5,7 @@ import contextvars
 import threading
 
 import pytest
+from patience import PATIENCE
 
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
@@ -107,7 +108,7 @@ def test_requests_side_by_side_do_not_see_each_others_markers(store, engine):
     def request(text, markers):
         with marker_scope():
             markers[text] = store.get_or_compress(engine, [text])[0]
-            barrier.wait(10)
+            barrier.wait(PATIENCE)
             seen[text] = {name: is_read(store, engine, marker) for name, marker in markers.items()}
 
     markers = {}

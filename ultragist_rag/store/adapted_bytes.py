@@ -16,7 +16,7 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from ultragist_rag.store.base import KeyValueStore, is_key
-from ultragist_rag.store.indexed_bytes import IndexedBytes
+from ultragist_rag.store.indexed_bytes import INDEX, IndexedBytes
 
 __all__ = ["AdaptedBytes"]
 
@@ -34,6 +34,7 @@ class AdaptedBytes(IndexedBytes):
         super().__init__(type(store).__name__, max_bytes)
         self._store = store
         self._sizes: dict[str, int] = {}
+        self._since_index: dict[str, int] = {}
         self._turn = threading.Lock()
         with _all_locks, suppress(TypeError):  # an object that no dictionary can hold weakly
             self._turn = _locks.setdefault(store, self._turn)  # whoever opens the same object takes turns with us
@@ -52,9 +53,11 @@ class AdaptedBytes(IndexedBytes):
         return None if data is None else data[:n_bytes]
 
     def _write(self, items: Mapping[str, bytes]) -> None:
+        sizes = {key: len(data) for key, data in items.items()}
         with self._turn:
             self._store.mset(list(items.items()))
-        self._sizes |= {key: len(data) for key, data in items.items()}
+            self._sizes |= sizes
+            self._since_index = {} if INDEX in items else self._since_index | sizes
 
     def _remove(self, keys: Iterable[str]) -> None:
         with self._turn:
@@ -69,7 +72,9 @@ class AdaptedBytes(IndexedBytes):
         for key in keys:
             if not (is_key(key) and key.startswith(start)):
                 continue
-            size = index[key][0] if key in index else self._sizes.get(key)
+            size = self._since_index.get(key)
+            if size is None:
+                size = index[key][0] if key in index else self._sizes.get(key)
             if size is None:
                 data = self._read(key, None)
                 if data is None:  # gone meanwhile

@@ -23,9 +23,9 @@ from ultragist_rag.store.base import Usage, check_items, is_key
 from ultragist_rag.store.eviction import plan_eviction
 from ultragist_rag.store.keys import SecretSource
 
-__all__ = ["IndexedBytes"]
+__all__ = ["INDEX", "IndexedBytes"]
 
-_INDEX = "ultragist-index.json"
+INDEX = "ultragist-index.json"
 
 
 class IndexedBytes(ABC):
@@ -106,10 +106,10 @@ class IndexedBytes(ABC):
             self._write_all(items, set(sizes))
             sizes |= {key: len(data) for key, data in items.items()}
             used |= dict.fromkeys(items, time.time_ns())
-            self._used = {key: used[key] for key in sizes.keys() - set(victims)}
+            rows = {key: (sizes[key], used[key]) for key in sizes.keys() - set(victims)}
+            self._used = {key: when for key, (_, when) in rows.items()}  # readers add to it at any time
             with suppress(Exception):  # the items are there; the index is not needed to find or to count them
-                rows = {key: (sizes[key], when) for key, when in self._used.items()}
-                self._write({_INDEX: json.dumps(rows, separators=(",", ":")).encode("ascii")})
+                self._write({INDEX: json.dumps(rows, separators=(",", ":")).encode("ascii")})
 
     def delete(self, keys: tuple[str, ...]) -> int:
         """Remove keys; return how many there were.
@@ -133,7 +133,7 @@ class IndexedBytes(ABC):
         yield from sizes.items()
 
     def usage(self) -> Usage:
-        """Return how full the place is, without the index, counted while none of our threads is half-way through.
+        """Return how full the place is, without the index; while a thread of ours keeps to a bound, after it.
 
         Raises:
             StoreError: If the place cannot be read.
@@ -161,7 +161,7 @@ class IndexedBytes(ABC):
     def _read_index(self) -> dict[str, tuple[int, int]]:
         """Return size and last use of keys; nothing if there is no index, or none that can be read."""
         try:
-            rows = json.loads(self._read(_INDEX, None) or b"{}")
+            rows = json.loads(self._read(INDEX, None) or b"{}")
             return {str(key): (int(size), int(used)) for key, (size, used) in rows.items()}
         except (ValueError, TypeError, AttributeError):
             return {}

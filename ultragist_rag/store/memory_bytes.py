@@ -47,7 +47,8 @@ class MemoryBytes:
 
     def head(self, key: str, n_bytes: int) -> bytes | None:
         """Return the first bytes under a key; None if there is none. This is no use of it."""
-        data = self._items.get(key)
+        with self._lock:  # `get` takes it out for a moment
+            data = self._items.get(key)
         return None if data is None else data[:n_bytes]
 
     def put(self, items: Mapping[str, bytes], *, quota: int | None = None) -> None:
@@ -76,7 +77,8 @@ class MemoryBytes:
 
     def contains(self, key: str) -> bool:
         """Say whether something is stored under a key; this is no use of it."""
-        return key in self._items
+        with self._lock:
+            return key in self._items
 
     def entries(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield key and size of everything in a folder."""
@@ -86,7 +88,8 @@ class MemoryBytes:
 
     def usage(self) -> Usage:
         """Return how full the store is."""
-        return Usage(self._n_bytes, self.max_bytes, self._n_evicted)
+        with self._lock:
+            return Usage(self._n_bytes, self.max_bytes, self._n_evicted)
 
 
 def open_memory(url: str, max_bytes: int | None) -> MemoryBytes:

@@ -10,6 +10,7 @@ Holds     a put is seen as a whole or not at all; the values never exceed the bo
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -148,6 +149,7 @@ class RedisBytes:
         weakref.finalize(self, client.close)  # not left to the garbage collector, which may meet its sockets first
         self._name = name
         self._n_evicted = 0
+        self._counting = threading.Lock()
         self._get, self._put, self._delete = (client.register_script(_SHARED + code) for code in (_GET, _PUT, _DELETE))
 
     def get(self, key: str) -> bytes | None:
@@ -191,7 +193,8 @@ class RedisBytes:
             bound = quota if name == "quota" else self.max_bytes
             check_fit(sum(map(len, items.values())), bound, name, answer[1])
         else:
-            self._n_evicted += answer
+            with self._counting:
+                self._n_evicted += answer
 
     def delete(self, keys: tuple[str, ...]) -> int:
         """Remove keys; return how many there were.

@@ -23,7 +23,7 @@ def marker(store: GistStore, chat_engine: Any) -> str:
 
 @pytest.fixture
 def long(chat_engine: Any, store: GistStore) -> UltraGistLLM:
-    return UltraGistLLM(engine=chat_engine, store=store, max_tokens=1000)
+    return UltraGistLLM(engine=chat_engine, store=store, max_tokens=3500)
 
 
 async def test_every_way_to_complete_gives_one_answer(llm: UltraGistLLM, marker: str) -> None:
@@ -123,7 +123,7 @@ async def test_closing_a_stream_ends_decoding(long: UltraGistLLM, monkeypatch: p
         while streams[-1].finish is None:  # its thread says so after that
             await asyncio.sleep(0.01)
     assert [one.finish for one in streams] == ["cancelled", "cancelled"]
-    assert all(one.n_tokens < 1000 for one in streams)
+    assert all(one.n_tokens < 3500 for one in streams)
 
 
 def test_messages_of_all_kinds(llm: UltraGistLLM, prompts: Any, marker: str) -> None:
