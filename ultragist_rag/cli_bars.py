@@ -30,7 +30,7 @@ def bars(  # noqa: PLR0913 - one parameter per option
     base: Annotated[str | None, typer.Option("--base", help="The model before gist training, as denominator.")] = None,
     corpus: Annotated[Path, typer.Option("--corpus", help="Folder of profiles.")] = _CORPUS,
     questions: Annotated[Path, typer.Option("--questions", help="Their questions.")] = _QUESTIONS,
-    limit: Annotated[int, typer.Option("--limit", help="Questions of each set, spread evenly.", min=1)] = 200,
+    limit: Annotated[int | None, typer.Option("--limit", help="Questions of each set, spread evenly.", min=1)] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for everything measured as JSON.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Leave with exit code 1 if a bar is missed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,

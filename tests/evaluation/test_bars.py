@@ -210,6 +210,18 @@ def test_the_command_measures_everything_and_leaves_with_1_only_if_asked(
     assert {"date", "device", "versions", "fingerprint", "seconds"} <= record.keys()
 
 
+def test_all_questions_are_asked_but_of_each_task_only_some_samples(
+    model_folders: tuple[Path, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bars, "_SAMPLES", 1)
+    where = (data / "corpus", data / "corpus_questions.jsonl")
+    measured = bars.measure_bars(str(model_folders[0]), None, data, where)
+    sets = report.case_sets(data, where, None)
+    assert {(row.task, row.questions) for row in measured.countries} == {(name, len(one)) for name, one in sets.items()}
+    assert {row.questions for row in measured.tasks} == {1}
+    assert (measured.facts["limit"], measured.facts["command"].count("--limit")) == (None, 0)
+
+
 def record_suites() -> list[str]:
     needles = ["recall/mk_word", "recall/number", "recall/uuid", "recall/mk_uuid"]
     return [*needles, "rag/xquad", "rag/policyqa", "perplexity/wikitext2"]

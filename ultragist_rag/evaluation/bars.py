@@ -52,6 +52,9 @@ _PERPLEXITY_RATIOS = (2, 4, 8, 16, 32)
 _CONTEXT = 1024
 """Tokens that the context of a task may have, whatever the positions of the model."""
 
+_SAMPLES = 200
+"""Of each task, at most."""
+
 _CODES = "gist+codes"
 _ROUNDING = 1e-9
 
@@ -136,7 +139,7 @@ class Measured:
 
 
 def measure_bars(
-    model: str, base: str | None, data: Path, corpus: tuple[Path, Path], limit: int | None = 200, seed: int = 0
+    model: str, base: str | None, data: Path, corpus: tuple[Path, Path], limit: int | None = None, seed: int = 0
 ) -> Measured:
     """Measure a model on everything that has a bar, and on what is reported beside it.
 
@@ -145,7 +148,8 @@ def measure_bars(
         base: Folder or hub id of the model before gist training; its full-text score may be the denominator.
         data: Folder with train/, qa_train/ and eval/.
         corpus: Folder of profiles and file of questions.
-        limit: Only so many questions of each set, spread over it evenly.
+        limit: Only so many questions of each set and samples of each task, spread evenly; None for all questions.
+            Tasks never have more than 200.
         seed: Of what tasks draw.
 
     Returns:
@@ -156,7 +160,8 @@ def measure_bars(
     """
     started = time.perf_counter()
     names = (*_NEEDLES, *_UUIDS, *_READING, _PERPLEXITY)
-    settings = EvalSettings(suites=names, limit=limit, context=_CONTEXT, seed=seed, data={"": str(data)})
+    n_samples = min(limit or _SAMPLES, _SAMPLES)
+    settings = EvalSettings(suites=names, limit=n_samples, context=_CONTEXT, seed=seed, data={"": str(data)})
     sets = case_sets(data, corpus, limit)
     engine = UltraGist.from_pretrained(model)
     before = None if base is None else _load_base(base)
