@@ -57,6 +57,19 @@ class RedisServer:
             self._process = None
 
 
+def _started(folders: pytest.TempPathFactory, *settings: str) -> RedisServer:
+    for more_tries in reversed(range(5)):  # somebody else may take the port meanwhile
+        server = RedisServer(folders.mktemp("redis"), *settings)
+        try:
+            server.start()
+        except RuntimeError:
+            if not more_tries:
+                raise
+        else:
+            break
+    return server
+
+
 @pytest.fixture
 def make_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
     """Start servers that are the test's own."""
@@ -64,10 +77,8 @@ def make_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     servers = []
 
     def make(*settings: str) -> RedisServer:
-        server = RedisServer(tmp_path_factory.mktemp("redis"), *settings)
-        servers.append(server)
-        server.start()
-        return server
+        servers.append(_started(tmp_path_factory, *settings))
+        return servers[-1]
 
     yield make
     for server in servers:
@@ -77,8 +88,7 @@ def make_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     _need_redis()
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
+    server = _started(tmp_path_factory)
     yield server
     server.kill()
 
