@@ -45,6 +45,9 @@ def eval_command(  # noqa: PLR0913 - one parameter per option
         list[str] | None, typer.Option("--data", help="Folder of data sets, or TASK=FOLDER, TASK=FILE, TASK=hub:NAME.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that tasks draw.")] = 0,
+    source_bias: Annotated[
+        float, typer.Option("--source-bias", help="Hold answers to the words of their prompts; 4 suits most.", min=0)
+    ] = 0.0,
     output: Annotated[Path, typer.Option("--output", help="Folder of the run; a stopped run goes on.")] = Path(
         "runs/eval"
     ),
@@ -70,6 +73,7 @@ def eval_command(  # noqa: PLR0913 - one parameter per option
         limit=limit or few,
         context=context or small,
         seed=seed,
+        source_bias=source_bias,
         data=_places(data or []),
     )
     _check_packages("bm25s", "lm_eval", "matplotlib", "rapidfuzz", "rouge_score", "sklearn")

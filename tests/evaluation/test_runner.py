@@ -14,6 +14,7 @@ import torch
 from ultragist_rag import UltraGist
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation import methods, task
+from ultragist_rag.evaluation.batched import score_samples
 from ultragist_rag.evaluation.records import RECORDS, RUN
 from ultragist_rag.evaluation.runner import run_eval
 from ultragist_rag.evaluation.scores import qa_scores
@@ -61,6 +62,34 @@ def test_two_runs_give_the_same_lines_and_a_stopped_one_goes_on(
     lines = (second / RECORDS).read_bytes()
     (second / RECORDS).write_bytes(lines[: len(lines) // 2])  # stopped within a line
     assert _untimed(run_eval(text_engine, settings, second)) == _untimed(first)
+
+
+def test_answers_are_held_to_their_prompts_if_asked(text_engine: Any, own_task: Task, tmp_path: Path) -> None:
+    samples = [
+        Sample(id=str(number), documents=("".join(map(chr, range(128 + number, 700, 3))),), tail="\n?", answers=("a",))
+        for number in range(3)  # an untrained model says bytes of such characters
+    ]
+    own_task = replace(
+        own_task, load=lambda _: iter(samples), n_new=8, score=lambda _, said: {"em": sum(map(ord, said))}
+    )
+    task._OWN.clear()
+    register_task(own_task)
+    plain = EvalSettings(suites=("own",), ratios=(4,), limit=3)
+    held = replace(plain, source_bias=50.0)
+    run_eval(text_engine, plain, tmp_path / "plain")
+    assert "source_bias" not in json.loads((tmp_path / "plain" / RUN).read_text("utf-8"))["settings"]
+    with pytest.raises(InputError, match=r"settings with source_bias None, not 50\.0"):
+        run_eval(text_engine, held, tmp_path / "plain")
+    said = {one["id"]: one["prediction"] for one in _records(run_eval(text_engine, held, tmp_path / "held"))[::2]}
+    assert list(said.values()) != [one["prediction"] for one in _records(tmp_path / "plain")[::2]]
+    how = {"max_new_tokens": own_task.n_new, "stop": own_task.stop, "source_bias": 50.0}
+    prompts = [[*one.documents, one.tail] for one in samples]
+    assert list(said.values()) == [text_engine.generate(prompt, **how).strip() for prompt in prompts]
+    cell = [("full", None), ("gist", 4)]
+    scored = [score_samples(text_engine, held, own_task, samples, one) for one in cell]
+    assert [one for pair in zip(*scored, strict=True) for one in pair] == [
+        one["scores"] for one in _records(tmp_path / "held")
+    ]
 
 
 def test_no_method_takes_more_slots_than_gists_do(text_engine: Any, own_task: Task, tmp_path: Path) -> None:
@@ -194,6 +223,8 @@ def test_a_folder_without_lines_is_free_and_empty_data_are_told(
         ({"limit": 0}, "limit is 0"),
         ({"budget": -1}, "budget is -1"),
         ({"data": {"rag": "x"}}, "'rag', which is no task"),
+        ({"source_bias": -1.0}, "source_bias"),
+        ({"source_bias": 4.0, "methods": ("kvpress:snapkv",)}, r"source_bias is 4.0.*leave out \['kvpress:snapkv'\]"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], says: str) -> None:

@@ -55,7 +55,7 @@ def prompt_of(sample: Sample, shown: Sequence[Piece]) -> list[Piece]:
     return [*pieces, sample.tail] if sample.tail else pieces
 
 
-def ask(engine: UltraGist, task: Task, sample: Sample, shown: Sequence[Piece]) -> Asked:
+def ask(engine: UltraGist, task: Task, sample: Sample, shown: Sequence[Piece], source_bias: float = 0.0) -> Asked:
     """Ask one sample.
 
     Args:
@@ -63,6 +63,7 @@ def ask(engine: UltraGist, task: Task, sample: Sample, shown: Sequence[Piece]) -
         task: Says how it is asked.
         sample: What is asked.
         shown: The context as a method shows it.
+        source_bias: See `Decoding`; for tasks that generate.
 
     Returns:
         The prediction, and how long it took.
@@ -75,7 +76,8 @@ def ask(engine: UltraGist, task: Task, sample: Sample, shown: Sequence[Piece]) -
     started = now(engine)
     if task.kind == "generate":
         clock = _Clock(engine)
-        settings: dict[str, Any] = {"max_new_tokens": task.n_new, "stop": task.stop, "stopping_criteria": [clock]}
+        settings: dict[str, Any] = {"max_new_tokens": task.n_new, "stop": task.stop, "source_bias": source_bias}
+        settings["stopping_criteria"] = [clock]
         ((got,),) = answer(engine, [pieces], Decoding.of(settings))
         return Asked(got.text.strip(), {}, (clock.first or started) - started, now(engine) - started)
     if not sample.choices:

@@ -74,14 +74,17 @@ def score_samples(
         for start in range(0, len(samples), _BATCH):
             part = samples[start : start + _BATCH]
             shown = [show(method, context_of(engine, settings, task, one, method, ratio)).pieces for one in part]
-            found += _scores(engine, task, part, shown)
+            found += _scores(engine, task, part, shown, settings.source_bias)
             bar.update(len(part))
     return found
 
 
-def _scores(engine: UltraGist, task: Task, samples: Sequence[Sample], shown: Sequence[Sequence[Piece]]) -> list[Scores]:
+def _scores(
+    engine: UltraGist, task: Task, samples: Sequence[Sample], shown: Sequence[Sequence[Piece]], source_bias: float
+) -> list[Scores]:
     if task.kind == "perplexity":
         return [ask(engine, task, *both).scores for both in zip(samples, shown, strict=True)]
     prompts = [prompt_of(*both) for both in zip(samples, shown, strict=True)]
-    answers = answer(engine, prompts, Decoding.of({"max_new_tokens": task.n_new, "stop": task.stop}))
+    how = {"max_new_tokens": task.n_new, "stop": task.stop, "source_bias": source_bias}
+    answers = answer(engine, prompts, Decoding.of(how))
     return [task.score(sample, got.text.strip()) for sample, (got,) in zip(samples, answers, strict=True)]

@@ -215,7 +215,7 @@ class _Run:
             started = now(self._engine)
             shown = show(method, context)
             compress = now(self._engine) - started
-            asked = ask(self._engine, task, sample, shown.pieces)
+            asked = ask(self._engine, task, sample, shown.pieces, self._settings.source_bias)
         except (ContextOverflowError, InputError) as error:
             return {**record, "skipped": str(error)}
         scores = asked.scores or task.score(sample, asked.prediction)
@@ -303,6 +303,8 @@ def _other(name: str, before: Any, now: Any) -> str:
 
 def _plain(settings: EvalSettings) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    if not settings.source_bias:  # so that runs from before there was one go on
+        del plain["source_bias"]
     return plain
 
 

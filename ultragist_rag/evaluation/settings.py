@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from ultragist_rag.errors import InputError
 from ultragist_rag.evaluation.extras import resolve
 from ultragist_rag.evaluation.methods import check_methods
+from ultragist_rag.evaluation.peers import is_peer
+from ultragist_rag.memory.decoding import Decoding
 
 __all__ = ["EvalSettings"]
 
@@ -30,6 +32,7 @@ class EvalSettings:
         limit: Samples of each task, spread over it evenly; None for all.
         context: Tokens that a context may have; None for half of the positions of the model, at most 16 384.
         seed: Of everything that tasks draw.
+        source_bias: How strongly answers that are decoded are held to the words of their prompts, see `Decoding`.
         data: Folder with data sets, or by task its own folder, file or `hub:` name; the name of no task is the folder.
     """
 
@@ -40,6 +43,7 @@ class EvalSettings:
     limit: int | None = 100
     context: int | None = None
     seed: int = 0
+    source_bias: float = 0.0
     data: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,6 +61,10 @@ class EvalSettings:
             raise InputError(f"ratios are {list(self.ratios)}, but must be whole numbers of at least 1, such as 4,8.")
         resolve(self.suites)
         object.__setattr__(self, "methods", tuple(check_methods(self.methods)))
+        bias = Decoding.of({"source_bias": self.source_bias}).source_bias
+        peers = [name for name in self.methods if is_peer(name)]
+        if bias and peers:
+            raise InputError(f"source_bias is {bias}, which methods of other packages do not know: leave out {peers}.")
         for name in self.data:
             if name and ("/" not in name or not _is_known(name)):
                 raise InputError(f"data are given for {name!r}, which is no task: give suite/name=PLACE.")
