@@ -57,7 +57,9 @@ class AdaptedBytes(IndexedBytes):
         with self._turn:
             self._store.mset(list(items.items()))
             self._sizes |= sizes
-            self._since_index = {} if INDEX in items else self._since_index | sizes
+            self._since_index |= sizes
+            if INDEX in items:
+                self._since_index.clear()
 
     def _remove(self, keys: Iterable[str]) -> None:
         with self._turn:
