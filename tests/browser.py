@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 PROGRAM = "chromium"
-PATIENCE = 60  # seconds without a word
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),

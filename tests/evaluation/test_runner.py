@@ -70,11 +70,10 @@ def test_answers_are_held_to_their_prompts_if_asked(text_engine: Any, own_task: 
         for number in range(3)  # an untrained model says bytes of such characters
     ]
     own_task = replace(
-        own_task, load=lambda _: iter(samples), n_new=8, score=lambda _, said: {"em": sum(map(ord, said))}
+        own_task, name="own/held", load=lambda _: iter(samples), n_new=8, score=lambda _, p: {"em": sum(map(ord, p))}
     )
-    task._OWN.clear()
     register_task(own_task)
-    plain = EvalSettings(suites=("own",), ratios=(4,), limit=3)
+    plain = EvalSettings(suites=("own/held",), ratios=(4,), limit=3)
     held = replace(plain, source_bias=50.0)
     run_eval(text_engine, plain, tmp_path / "plain")
     assert "source_bias" not in json.loads((tmp_path / "plain" / RUN).read_text("utf-8"))["settings"]
@@ -85,8 +84,7 @@ def test_answers_are_held_to_their_prompts_if_asked(text_engine: Any, own_task: 
     how = {"max_new_tokens": own_task.n_new, "stop": own_task.stop, "source_bias": 50.0}
     prompts = [[*one.documents, one.tail] for one in samples]
     assert list(said.values()) == [text_engine.generate(prompt, **how).strip() for prompt in prompts]
-    cell = [("full", None), ("gist", 4)]
-    scored = [score_samples(text_engine, held, own_task, samples, one) for one in cell]
+    scored = [score_samples(text_engine, held, own_task, samples, one) for one in (("full", None), ("gist", 4))]
     assert [one for pair in zip(*scored, strict=True) for one in pair] == [
         one["scores"] for one in _records(tmp_path / "held")
     ]

@@ -98,9 +98,9 @@ def count_forwards(engine):
     return steps, handle
 
 
-def wait_until_free(engine, limit=PATIENCE):
+def wait_until_free(engine):
     """Whether another thread gets the lock in time."""
-    got = engine.attachment.lock.acquire(timeout=limit)
+    got = engine.attachment.lock.acquire(timeout=PATIENCE)
     if got:
         engine.attachment.lock.release()
     return got

@@ -4,12 +4,12 @@ import random
 import threading
 
 import pytest
+from patience import PATIENCE
 
 from ultragist_rag.errors import StoreError
 from ultragist_rag.store import GistStore, filling
 from ultragist_rag.store.recipes import BATCH
 
-PATIENCE = 60.0
 TEXTS = [f"{number:03d}" for number in range(4 * BATCH - 5)]  # of one length, so batches are in order
 
 

@@ -28,7 +28,7 @@ from ultragist_rag.memory.pieces import Piece, check_fit, to_prompt, with_lead
 from ultragist_rag.memory.prompt import count_prompt, prompt_forward
 from ultragist_rag.memory.text import TextCodec
 
-__all__ = ["Asked", "ask", "log_likelihood", "log_likelihoods", "now", "prompt_of"]
+__all__ = ["Asked", "ask", "decoding_of", "log_likelihood", "log_likelihoods", "now", "prompt_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ def prompt_of(sample: Sample, shown: Sequence[Piece]) -> list[Piece]:
     return [*pieces, sample.tail] if sample.tail else pieces
 
 
+def decoding_of(task: Task, source_bias: float, **settings: Any) -> Decoding:
+    """How answers of a task are decoded; settings are those of `Decoding`."""
+    return Decoding.of({"max_new_tokens": task.n_new, "stop": task.stop, "source_bias": source_bias, **settings})
+
+
 def ask(engine: UltraGist, task: Task, sample: Sample, shown: Sequence[Piece], source_bias: float = 0.0) -> Asked:
     """Ask one sample.
 
@@ -76,9 +81,7 @@ def ask(engine: UltraGist, task: Task, sample: Sample, shown: Sequence[Piece], s
     started = now(engine)
     if task.kind == "generate":
         clock = _Clock(engine)
-        settings: dict[str, Any] = {"max_new_tokens": task.n_new, "stop": task.stop, "source_bias": source_bias}
-        settings["stopping_criteria"] = [clock]
-        ((got,),) = answer(engine, [pieces], Decoding.of(settings))
+        ((got,),) = answer(engine, [pieces], decoding_of(task, source_bias, stopping_criteria=[clock]))
         return Asked(got.text.strip(), {}, (clock.first or started) - started, now(engine) - started)
     if not sample.choices:
         raise InputError(f"sample {sample.id!r} of {task.name} has no choices, but is to be asked by {task.kind!r}.")

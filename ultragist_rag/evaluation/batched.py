@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from ultragist_rag.engine import UltraGist
 from ultragist_rag.errors import InputError
-from ultragist_rag.evaluation.asking import ask, prompt_of
+from ultragist_rag.evaluation.asking import ask, decoding_of, prompt_of
 from ultragist_rag.evaluation.fitting import context_of, fit, source_of
 from ultragist_rag.evaluation.methods import show
 from ultragist_rag.evaluation.metrics import spread
 from ultragist_rag.evaluation.settings import EvalSettings
 from ultragist_rag.evaluation.task import Sample, Scores, Task
-from ultragist_rag.memory.decoding import Decoding
 from ultragist_rag.memory.generate import answer
 from ultragist_rag.memory.pieces import Piece
 
@@ -85,6 +84,5 @@ def _scores(
     if task.kind == "perplexity":
         return [ask(engine, task, *both).scores for both in zip(samples, shown, strict=True)]
     prompts = [prompt_of(*both) for both in zip(samples, shown, strict=True)]
-    how = {"max_new_tokens": task.n_new, "stop": task.stop, "source_bias": source_bias}
-    answers = answer(engine, prompts, Decoding.of(how))
+    answers = answer(engine, prompts, decoding_of(task, source_bias))
     return [task.score(sample, got.text.strip()) for sample, (got,) in zip(samples, answers, strict=True)]

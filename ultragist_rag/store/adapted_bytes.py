@@ -34,7 +34,7 @@ class AdaptedBytes(IndexedBytes):
         super().__init__(type(store).__name__, max_bytes)
         self._store = store
         self._sizes: dict[str, int] = {}
-        self._since_index: dict[str, int] = {}
+        self._since_index: set[str] = set()
         self._turn = threading.Lock()
         with _all_locks, suppress(TypeError):  # an object that no dictionary can hold weakly
             self._turn = _locks.setdefault(store, self._turn)  # whoever opens the same object takes turns with us
@@ -53,11 +53,10 @@ class AdaptedBytes(IndexedBytes):
         return None if data is None else data[:n_bytes]
 
     def _write(self, items: Mapping[str, bytes]) -> None:
-        sizes = {key: len(data) for key, data in items.items()}
         with self._turn:
             self._store.mset(list(items.items()))
-            self._sizes |= sizes
-            self._since_index |= sizes
+            self._sizes |= {key: len(data) for key, data in items.items()}
+            self._since_index |= items.keys()
             if INDEX in items:
                 self._since_index.clear()
 
@@ -74,9 +73,8 @@ class AdaptedBytes(IndexedBytes):
         for key in keys:
             if not (is_key(key) and key.startswith(start)):
                 continue
-            size = self._since_index.get(key)
-            if size is None:
-                size = index[key][0] if key in index else self._sizes.get(key)
+            is_told = key in index and key not in self._since_index
+            size = index[key][0] if is_told else self._sizes.get(key)
             if size is None:
                 data = self._read(key, None)
                 if data is None:  # gone meanwhile

@@ -67,7 +67,7 @@ def text_instead(shelf: Shelf, name: str, engine: Any) -> SourceText | None:
     Args:
         shelf: Where its source record is.
         name: Its id.
-        engine: Whose calibration counts; None has none.
+        engine: One that `has_doubts`.
 
     Returns:
         The text without look-alikes of markers; None if the memory is to be read, or there is no source record.
@@ -76,7 +76,7 @@ def text_instead(shelf: Shelf, name: str, engine: Any) -> SourceText | None:
         MemoryMismatchError: If the memory is of another model, tokenizer or config than the engine.
         CorruptGistError: If the record is damaged.
     """
-    if not has_doubts(engine) or engine.tokenizer is None:
+    if engine.tokenizer is None:
         return None
     record = shelf.source(name)
     if record is None or not _is_doubted(engine, record.recipe):
@@ -99,9 +99,9 @@ def warn_of_memory(memory: GistMemory, engine: Any) -> None:
 
     Args:
         memory: A memory for which `text_instead` gave nothing.
-        engine: Whose calibration counts; None has none.
+        engine: One that `has_doubts`.
     """
-    if has_doubts(engine) and _is_doubted(engine, recipe_of(memory)):
+    if _is_doubted(engine, recipe_of(memory)):
         _warn_once(
             engine,
             "memory",
@@ -112,7 +112,7 @@ def warn_of_memory(memory: GistMemory, engine: Any) -> None:
 
 
 def has_doubts(engine: Any) -> bool:
-    """Say whether the calibration of an engine finds any ratio bad."""
+    """Say whether the calibration of an engine finds any ratio bad; without one, none is."""
     calibration = getattr(engine, "calibration", None)
     return calibration is not None and not all(map(calibration.is_good, calibration.ratios))
 
