@@ -157,6 +157,7 @@ def _bundled(device: torch.device, dtype: torch.dtype, settings: dict[str, Any])
     if settings:
         config = replace(engine.config, **settings)
         engine = UltraGist.from_pretrained("bundled", dtype=dtype, config=config)
+    engine.source_bias = 0.0  # decoding is timed beside that of others, which know none
     engine.model.to(device).requires_grad_(False)
     engine.model.config.max_position_embeddings = engine.attachment.n_positions = _N_POSITIONS
     return engine

@@ -64,7 +64,10 @@ Ratio = Annotated[str, typer.Option("--ratio", help="Raw tokens per gist token; 
 Embeddings = Annotated[str, typer.Option("--embeddings", help="'hashing' or 'sentence-transformers:NAME'.")]
 Passages = Annotated[int, typer.Option("--passages", "-k", help="Passages to read for each question.")]
 Tokens = Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.")]
-SourceBias = Annotated[float, typer.Option(help="Hold answers to the words of the passages; 4 suits most.", min=0)]
+SourceBias = Annotated[
+    float | None,
+    typer.Option(help="Hold answers to the words of the passages; 0 for not at all. Default: the model's own.", min=0),
+]
 Compare = Annotated[bool, typer.Option("--compare/--no-compare", help="Ask with full text too, and time both.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -121,7 +124,7 @@ def ask(  # noqa: PLR0913 - one parameter per option
     model: Annotated[str | None, typer.Option("--model", help="Model, if not the one of the index.")] = None,
     passages: Passages = 4,
     max_tokens: Tokens = 32,
-    source_bias: SourceBias = 0.0,
+    source_bias: SourceBias = None,
     compare: Compare = True,
     as_json: AsJson = False,
 ) -> None:
@@ -145,7 +148,7 @@ def demo(  # noqa: PLR0913 - one parameter per option
     into: Into = DEMO_HOME,
     model: Model = "bundled",
     ratio: Ratio = "auto",
-    source_bias: SourceBias = 4.0,
+    source_bias: SourceBias = None,
     as_json: AsJson = False,
 ) -> None:
     """Index the example corpus with the bundled model and answer a handful of questions in the words of the corpus."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,6 +47,12 @@ def chat(  # noqa: PLR0913 - one parameter per option
     recent: Annotated[int | None, typer.Option("--recent", help="Newest tokens that stay raw.")] = None,
     namespace: Annotated[str, typer.Option("--namespace", help="Whose sessions these are.")] = "default",
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer in tokens.", min=1)] = 64,
+    source_bias: Annotated[
+        float | None,
+        typer.Option(
+            help="Hold answers to the words of the session; 0 for not at all. Default: the model's own.", min=0
+        ),
+    ] = None,
 ) -> None:
     """Chat with a session that is kept: old turns become memories, the next call goes on where this one ended."""
     from ultragist_rag import GistStore, UltraGist
@@ -61,7 +67,7 @@ def chat(  # noqa: PLR0913 - one parameter per option
             if line.startswith("/"):
                 _command(opened, line)
             else:
-                _ask(opened, line, max_tokens)
+                _ask(opened, line, max_new_tokens=max_tokens, source_bias=source_bias)
         except UltraGistError as error:
             typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
 
@@ -92,9 +98,9 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-def _ask(session: GistSession, line: str, max_tokens: int) -> None:
+def _ask(session: GistSession, line: str, **decoding: Any) -> None:
     """Show an answer as it comes; Ctrl-C ends it, and what was said until then is kept."""
-    answer = session.ask(line, stream=True, max_new_tokens=max_tokens)
+    answer = session.ask(line, stream=True, **decoding)
     try:
         with closing(answer):
             for piece in answer:

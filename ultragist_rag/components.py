@@ -131,7 +131,7 @@ class ReadFields(EngineFields):
     """Of the draws; equal seeds give equal answers."""
 
     source_bias: float | None = Field(default=None, ge=0)
-    """How strongly answers are held to the words of prompt and memories; 4 suits those that stand in the documents."""
+    """How strongly answers are held to the words of prompt and memories; None takes what the model was made for."""
 
     stop: list[str] | None = None
     """Texts that end an answer and are not part of it; those of a call replace them."""

@@ -11,13 +11,14 @@ Holds     `GistConfig.from_dict(config.to_dict()) == config`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from ultragist_rag.errors import ConfigError
+from ultragist_rag.errors import ConfigError, InputError
 
-__all__ = ["Attention", "GistConfig", "MemoryKind", "Placement", "RatioPolicy"]
+__all__ = ["Attention", "GistConfig", "MemoryKind", "Placement", "RatioPolicy", "check_source_bias"]
 
 RatioPolicy = Literal["fixed", "sequence", "adapt", "step-random", "instance-random", "join"]
 Placement = Literal["append", "interleave"]
@@ -145,6 +146,23 @@ class GistConfig:
                 raise ConfigError(f"ratios is {settings['ratios']!r}, but must be a list of whole numbers.")
             settings["ratios"] = tuple(settings["ratios"])
         return cls(**settings)
+
+
+def check_source_bias(bias: object) -> float:
+    """Check how strongly answers are to be held to the words of their prompts.
+
+    Args:
+        bias: The setting, see `Decoding`.
+
+    Returns:
+        The bias.
+
+    Raises:
+        InputError: If it is not a number of at least 0.
+    """
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not 0 <= bias < math.inf:
+        raise InputError(f"source_bias is {bias!r}, but must be a number of at least 0.")
+    return float(bias)
 
 
 def _require_int(name: str, value: object, low: int) -> None:

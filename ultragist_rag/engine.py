@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -56,6 +56,7 @@ class UltraGist:
         tokenizer: The tokenizer; None works for calls with token ids.
         config: The settings.
         trained_composed: Whether it was trained on independently compressed documents, as far as is known.
+        source_bias: Holds answers to the words of their prompts where a call names none, see `Decoding`.
         assembled: Rotated memories of recent prompts; `engine.assembled.max_bytes` allows them some memory.
 
     Example:
@@ -76,6 +77,7 @@ class UltraGist:
         family: str = "ultragist",
         trained_composed: bool = True,
         source: tuple[str, str | None] | None = None,
+        source_bias: float = 0.0,
     ) -> None:
         """Wrap an attachment; use `from_pretrained` or `attach`."""
         self.attachment = attachment
@@ -83,6 +85,7 @@ class UltraGist:
         self.config = attachment.config
         self.family = family
         self.trained_composed = trained_composed
+        self.source_bias = source_bias
         self.assembled = Assembled()
         self._source = source
         self._fingerprint: tuple[Any, str] = (None, "")
@@ -119,8 +122,7 @@ class UltraGist:
                 options.setdefault("dtype", torch.float32)  # few CPUs are quick in the format of the files
         measured = load_calibration(str(name), calibration, options)
         found = load(str(name), config, options)
-        notes: dict[str, Any] = {"family": found.family, "trained_composed": found.trained_composed}
-        engine = cls(found.attachment, found.tokenizer, source=found.source, **notes)
+        engine = cls(**{one.name: getattr(found, one.name) for one in fields(found)})
         engine.calibration = measured
         return engine
 
@@ -140,9 +142,8 @@ class UltraGist:
             UnsupportedModelError: If memories of this kind of model would be wrong.
             InputError: If the model has gist parameters already.
         """
-        attachment = attach(model, config or GistConfig())
         name = getattr(model.config, "_name_or_path", "")
-        return cls(attachment, tokenizer, source=(name, None) if name else None)
+        return cls(attach(model, config or GistConfig()), tokenizer, source=(name, None) if name else None)
 
     @property
     def model(self) -> Any:
@@ -157,8 +158,7 @@ class UltraGist:
     @property
     def fingerprint(self) -> str:
         """Name of model and gist parameters; memories carry it. It follows training."""
-        tensors = tuple((id(value), value._version) for value in self.model.parameters())
-        state = (tensors, str(active_adapters(self.model)))
+        state = (tuple((id(one), one._version) for one in self.model.parameters()), str(active_adapters(self.model)))
         if self._fingerprint[0] != state:
             self._fingerprint = (state, model_fingerprint(self.model))
         return self._fingerprint[1]
@@ -329,7 +329,7 @@ class UltraGist:
             CheckpointError: If the folder holds other files, or an adapter's base is not known.
         """
         source = ((base, revision) if base else self._source or ("", None)) if adapter_only else None
-        notes = {"family": self.family, "trained_composed": self.trained_composed}
+        notes = {name: getattr(self, name) for name in ("family", "trained_composed", "source_bias")}
         save(self.attachment, self.tokenizer, Path(path), notes=notes, source=source, calibration=self.calibration)
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:

@@ -129,14 +129,14 @@ class Collection:
     ratio: int
 
     def chain(
-        self, *, k: int = 4, max_tokens: int = 32, source_bias: float = 0.0, compressed: bool = True
+        self, *, k: int = 4, max_tokens: int = 32, source_bias: float | None = None, compressed: bool = True
     ) -> Runnable[str, str]:
         """Build the LangChain chain: question in, answer out.
 
         Args:
             k: Passages per question.
             max_tokens: Longest answer.
-            source_bias: How strongly answers are held to the words of the passages, see `Decoding`.
+            source_bias: How strongly answers are held to the words of the passages; None for the model's own.
             compressed: Put memories into the prompt; otherwise the passages as text, everything else being equal.
 
         Returns:
@@ -165,7 +165,7 @@ class Collection:
         *,
         k: int = 4,
         max_tokens: int = 32,
-        source_bias: float = 0.0,
+        source_bias: float | None = None,
         compare: bool = True,
         runs: int = 3,
     ) -> list[Answer]:

@@ -104,6 +104,7 @@ def hub_card(repo_id: str, contents: dict[str, Any], calibration: Calibration | 
         Markdown behind a head of YAML.
     """
     base = contents.get("base_model_name_or_path")
+    settings = {**contents["gist_config"], "source_bias": contents["source_bias"]}
     head: dict[str, Any] = {"library_name": "ultragist-rag", "pipeline_tag": "text-generation", "tags": _TAGS}
     if base is not None:
         head |= {"base_model": base, "base_model_relation": "adapter"}
@@ -112,7 +113,7 @@ def hub_card(repo_id: str, contents: dict[str, Any], calibration: Calibration | 
             f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n# {repo_id.split('/')[-1]}\n",
             *_about(base, contents.get("base_revision")),
             f"\n```python\n{_USE.format(repo=repo_id)}\n```\n\n## Settings\n\n| setting | value |\n|---|---|",
-            *(f"| `{name}` | `{json.dumps(value)}` |" for name, value in sorted(contents["gist_config"].items())),
+            *(f"| `{name}` | `{json.dumps(value)}` |" for name, value in sorted(settings.items())),
             "\n## Documents compressed one by one\n",
             *_composing(calibration),
             "",

@@ -130,5 +130,6 @@ class AnsweringModel(ReadFields):
 def _digest(engine: UltraGist) -> str:
     """Name everything of an engine that answers depend on."""
     template, defaults = engine.tokenizer.chat_template, engine.model.generation_config.to_dict()
-    parts = (engine.fingerprint, engine.tokenizer_fingerprint, template, sorted(defaults.items()), engine.calibration)
+    settings = (template, sorted(defaults.items()), engine.calibration, engine.source_bias)
+    parts = (engine.fingerprint, engine.tokenizer_fingerprint, *settings)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

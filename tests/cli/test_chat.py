@@ -36,6 +36,14 @@ def said(engine: Any, folder: Path, name: str = "s") -> list[tuple[str, str]]:
     return [(turn.role, turn.content) for turn in session.turns()]
 
 
+def test_answers_are_held_as_asked(text_engine: Any, folder: Path, model: Path) -> None:
+    question = "0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    held, plain = (text_engine.session().ask(question, max_new_tokens=16, source_bias=bias) for bias in (1000, 0))
+    assert held != plain
+    chat(folder, model, question, options=("--max-tokens", 16, "--source-bias", 1000))
+    assert said(text_engine, folder)[-1][1] == held
+
+
 def test_session_goes_on_in_another_call(text_engine: Any, folder: Path, model: Path) -> None:
     first = chat(folder, model, "Where is Oslo?")
     assert first.exit_code == 0, first.output

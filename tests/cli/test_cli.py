@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,11 +105,29 @@ def test_json_holds_what_the_store_and_the_engine_say(folder: Path, home: Path, 
     alone = run("ask", "capital of Chad?", "--from", home, "-k", 1, "--max-tokens", 4, "--json", "--no-compare")
     (once,) = json.loads(alone.stdout)
     assert (once["answer"], once["full_text_answer"]) == (chad["answer"], None)
-    held = run("ask", "capital of Chad?", "--from", home, "-k", 1, "--max-tokens", 9, "--json", "--source-bias", 1000)
-    (one,) = json.loads(held.stdout)
-    settings = {"max_new_tokens": 9, "source_bias": 1000}
-    assert one["answer"] == text_engine.generate([memory, prompt], **settings).strip()
-    assert one["full_text_answer"] == text_engine.generate(text + prompt, **settings).strip()
+
+
+def test_answers_are_held_as_asked_or_as_the_model_says(
+    folder: Path, home: Path, model: Path, text_engine: Any
+) -> None:
+    index(folder, home, model)
+    store = GistStore.open(home / "gists")
+    text = store.source(next(each for each in store if "Chad" in store.source(each).text)).text
+    prompt = text + "\n\nQuestion: capital of Chad?\nAnswer:"
+    plain, held = (text_engine.generate(prompt, max_new_tokens=9, source_bias=bias).strip() for bias in (0, 1000))
+    assert plain != held
+    config = shutil.copytree(model, home / "held") / "ultragist_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), "source_bias": 1000}), "utf-8")
+    holding = ("--model", home / "held")
+    for options, said in (
+        ((), plain),
+        (("--source-bias", 1000), held),
+        (holding, held),
+        ((*holding, "--source-bias", 0), plain),
+    ):
+        asked = run("ask", "capital of Chad?", "--from", home, "-k", 1, "--max-tokens", 9, "--json", *options)
+        (answer,) = json.loads(asked.stdout)
+        assert answer["full_text_answer"] == said
 
 
 def test_demo_indexes_and_answers(folder: Path, home: Path, model: Path, tmp_path: Path) -> None:

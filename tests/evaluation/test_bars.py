@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +81,11 @@ def test_a_bar_is_met_by_the_value_whatever_its_interval(ratio: int, share: floa
     kept = bars.KEPT[ratio] + share if share else 0.5
     value, paired = bars.bars_of([row("composed", ratio, 0.7, kept, bars.AGAINST_JOINT + share - (share == 0))], [])
     assert (value.bar, value.met, paired.bar, paired.met) == (bars.KEPT[ratio], met, bars.AGAINST_JOINT, met)
-    (held,) = bars.bars_of([replace(row("composed", ratio, 0.7, kept), method="composed" + report.HELD)], [])
-    assert (held.bar, held.met) == (bars.KEPT[ratio], met)
-    assert held.what != value.what
+    method = "composed" + report.HELD
+    held, plain = bars.bars_of([row("composed", ratio, 0.7, kept), row(method, ratio, 0.7, kept)], [])
+    assert (held.bar, held.met, held.what, held.plain) == (bars.KEPT[ratio], met, value.what, False)
+    assert (plain.bar, plain.met, plain.plain) == (bars.KEPT[ratio], met, True)
+    assert plain.what != held.what
 
 
 def test_each_bar_of_the_full_text_and_none_of_the_rest() -> None:
@@ -133,10 +136,12 @@ def test_shares_are_of_the_better_full_text_and_differences_are_paired(
         for n_more in (-1, 1, 3):
             held = report.measure("corpus", cases, text_engine, base, (4,), source_bias=3)
             assert [one for one in held if report.HELD not in one.method] == list(rows.values())
-            full_held, composed_held = (one for one in held if report.HELD in one.method)
+            full_held, composed_held, joint_held = (one for one in held if report.HELD in one.method)
             assert composed_held.retention[0] == pytest.approx((5 + n_more) / max(full, 6 + n_more))
             assert full_held.exact_match[0] == pytest.approx((6 + n_more) / 10)
-            assert composed_held.against_joint is None
+            assert composed_held.against_joint is not None
+            assert composed_held.against_joint[0] == pytest.approx(-0.2)
+            assert joint_held.exact_match[0] == pytest.approx((7 + n_more) / 10)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +178,21 @@ def test_perplexity_is_of_all_tokens_together() -> None:
     assert perplexity(nats, tokens) == pytest.approx(np.prod([p for one in probabilities for p in one]) ** (-1 / 4))
 
 
+@pytest.mark.parametrize("bias", [0, 3])
 def test_the_command_measures_everything_and_leaves_with_1_only_if_asked(
-    model_folders: tuple[Path, Path], data: Path, tmp_path: Path
+    bias: float, model_folders: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: set[tuple[str, float]] = set()
+
+    def noted(engine: Any, settings: EvalSettings, task: Any, samples: Any, cell: Any) -> Any:
+        asked.add((task.name, settings.source_bias))
+        return score_samples(engine, settings, task, samples, cell)
+
+    monkeypatch.setattr(bars, "score_samples", noted)
+    model = tmp_path / "model"
+    shutil.copytree(model_folders[0], model)
+    config = json.loads((model / "ultragist_config.json").read_text("utf-8"))
+    (model / "ultragist_config.json").write_text(json.dumps({**config, "source_bias": bias}), "utf-8")
     out = tmp_path / "made" / "bars.json"
     where = [
         "--data",
@@ -189,13 +206,14 @@ def test_the_command_measures_everything_and_leaves_with_1_only_if_asked(
         "--output",
         out,
     ]
-    options = [str(one) for one in (*where, "--model", model_folders[0], "--base", model_folders[1])]
+    options = [str(one) for one in (*where, "--model", model, "--base", model_folders[1])]
     result = CliRunner().invoke(app, ["bars", *options, "--strict", "--json"])
     assert result.exit_code == 1, result.output
     record = json.loads(out.read_text("utf-8"))
     assert json.loads(result.stdout) == record
     assert {one["task"] for one in record["countries"]} == {"corpus", "factbook"}
-    held = {"full" + report.HELD, "composed" + report.HELD}
+    held = {method + report.HELD for method in ("full", "composed", "joint")} if bias else set()
+    assert (record["source_bias"], any(bar["plain"] for bar in record["bars"])) == (bias, bias > 0)
     assert {one["method"] for one in record["countries"]} == {
         *(report.BEFORE, "full", "composed", "joint", "closed"),
         *held,
@@ -204,6 +222,10 @@ def test_the_command_measures_everything_and_leaves_with_1_only_if_asked(
     assert {one["task"] for one in record["tasks"] if one["method"] == report.BEFORE} == {
         *("recall/mk_word", "recall/number", "recall/uuid", "recall/mk_uuid")
     }
+    needles = {"recall/mk_word", "recall/number", "recall/uuid", "recall/mk_uuid"}
+    assert asked == {(name, bias) for name in record_suites()} | {(name, 0) for name in needles}
+    plain = {one["task"] for one in record["tasks"] if one["method"] == "full, plain decoding"}
+    assert plain == (needles if bias else set())
     assert all((one["met"] is None) == (one["bar"] is None) for one in record["bars"])
     assert str(data) not in record["command"]
     assert (record["limit"], record["seed"], record["base"]) == (1, 0, model_folders[1].name)

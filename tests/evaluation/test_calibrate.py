@@ -42,7 +42,7 @@ CASES = [
 @pytest.fixture(scope="module", autouse=True)
 def short_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(measuring, "_MAX_NEW_TOKENS", 5)
+        patched.setattr(measuring, "_DECODING", replace(measuring._DECODING, max_new_tokens=5))
         yield
 
 
@@ -95,7 +95,9 @@ def test_what_is_identical_diverges_by_nothing(text_engine: Any, measured: Calib
     assert max(divergence(one, other) for one, other in zip(alone, together, strict=True)) < 1e-6
 
 
-def test_every_way_is_measured_and_equal_inputs_give_equal_figures(text_engine: Any, measured: Calibration) -> None:
+def test_every_way_is_measured_and_equal_inputs_give_equal_figures(
+    text_engine: Any, measured: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ways = [(one.method, one.ratio) for one in measured.figures]
     assert ways[:2] == [("plain", None), ("closed", None)]
     assert ways[2:] == [("joint", 2), ("composed", 2), ("joint", 8), ("composed", 8)]
@@ -104,6 +106,7 @@ def test_every_way_is_measured_and_equal_inputs_give_equal_figures(text_engine: 
             assert 0 <= low <= value <= high
         assert (one.joint_kl is not None) == (one.method == "composed")
     assert measured.row("composed", 8).kl[0] > 0
+    monkeypatch.setattr(text_engine, "source_bias", 1000.0)  # answers are decoded plainly all the same
     assert calibrate(text_engine, CASES, [8, 2], command="by hand") == measured
     assert measured.mismatch(text_engine) is None
     assert calibration_table(measured).row_count == 6

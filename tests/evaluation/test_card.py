@@ -11,7 +11,7 @@ from ultragist_rag.engine import UltraGist
 from ultragist_rag.evaluation.bars import Bar, Measured, TaskRow
 from ultragist_rag.evaluation.card import model_card
 from ultragist_rag.evaluation.limits import limits
-from ultragist_rag.evaluation.report import Row
+from ultragist_rag.evaluation.report import HELD, Row
 from ultragist_rag.training.record import DataFile, StageRecord, TrainingRecord
 from ultragist_rag.training.sources import data_set
 
@@ -33,12 +33,22 @@ RECORD = TrainingRecord(
     files=(DataFile(file=FILE, **data_set(FILE)._asdict()),),
 )
 
+FACTS = {
+    "command": "ultragist-rag bars",
+    "versions": {"torch": "9.9"},
+    "device": "CPU",
+    "dtype": "float32",
+    "source_bias": 0.0,
+    "date": "2026-01-03",
+    "fingerprint": "f1",
+    "base": None,
+}
+
 
 def measured(full: float = 0.9, uuid: float = 0.9, em: float = 0.9, closed: float = 0.5, unseen: float = 0.9) -> Any:
     def around(value: float) -> tuple[float, float, float]:
         return value, value - 0.02, value + 0.02
 
-    facts = {"command": "ultragist-rag bars", "versions": {"torch": "9.9"}, "device": "CPU", "dtype": "float32"}
     countries = [
         Row("corpus", "full", None, 50, around(full), (1.0, 1.0, 1.0), None, around(unseen), 10),
         Row("corpus", "composed", 4, 50, around(full), (1.0, 1.0, 1.0), around(0.0), None, 10),
@@ -49,7 +59,7 @@ def measured(full: float = 0.9, uuid: float = 0.9, em: float = 0.9, closed: floa
         TaskRow("rag/xquad", "em", "full", None, 50, around(em), None),
         TaskRow("perplexity/wikitext2", "ppl", "gist", 4, 50, around(12.5), None),
     ]
-    return Measured({**facts, "date": "2026-01-03", "fingerprint": "f1", "base": None}, countries, tasks).to_dict()
+    return Measured(FACTS, countries, tasks).to_dict()
 
 
 def test_the_card_tells_sizes_training_and_what_was_measured(model_folders: tuple[Path, Path]) -> None:
@@ -68,6 +78,29 @@ def test_the_card_tells_sizes_training_and_what_was_measured(model_folders: tupl
     assert "`labels`" not in card
     assert model_card(folder, measured(), None) != card
     assert "no record of this training" in model_card(folder, measured(), None)
+
+
+def test_bars_of_plain_decoding_are_counted_apart(model_folders: tuple[Path, Path]) -> None:
+    assert "\n\n4 of 4 are met.\n\n" in model_card(model_folders[0], measured(), None)
+    rows = [
+        Row("corpus", method, None, 50, (score, score, score), (1.0, 1.0, 1.0), None, None, 0)
+        for method, score in (("full", 0.7), ("full" + HELD, 0.9))
+    ]
+    both = Measured({**FACTS, "source_bias": 3.0}, rows, []).to_dict()
+    said = "1 of 1 are met as the model answers by default (`source_bias` 3), 0 of 1 by plain decoding."
+    assert said in model_card(model_folders[0], both, None)
+    assert "By plain decoding it misses 1 of its bars: corpus, full text, plain decoding: exact" in "".join(
+        limits(both, [])
+    )
+
+
+def test_wordings_are_those_that_the_model_answers_by_default() -> None:
+    rows = [
+        Row("corpus", method, None, 50, (0.9, 0.9, 0.9), (1.0, 1.0, 1.0), None, (unseen, unseen, unseen), 10)
+        for method, unseen in (("full", 0.5), ("full" + HELD, 0.95))
+    ]
+    said = {n: "".join(limits(Measured(FACTS, rows[:n], []).to_dict(), [])) for n in (1, 2)}
+    assert ["unseen wordings fail" in said[n] for n in (1, 2)] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,13 @@ def test_a_likeliest_continuation_is_called_greedy(text_engine):
 
 
 @pytest.mark.parametrize("method", ["full", "gist"])
-def test_answers_to_short_contexts_are_those_of_the_plain_model(text_engine, stock, method):
+def test_answers_to_short_contexts_are_those_of_the_plain_model(text_engine, stock, method, monkeypatch):
+    monkeypatch.setattr(text_engine, "source_bias", 1000.0)  # which other models have none of
     settings = [{"until": until, "max_gen_toks": 12, "do_sample": False} for until in (["\n\n"], [], "a")]
-    requests = ask("generate_until", *(("Paris lies in", one) for one in settings))
+    requests = ask(
+        "generate_until",
+        *(("0123456789 abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ", one) for one in settings),
+    )
     right = stock.generate_until(requests, disable_tqdm=True)
     assert lm(text_engine, method, batch_size=2).generate_until(requests, disable_tqdm=True) == right
 

@@ -18,7 +18,12 @@ def asking_engine(family="llama", tokenizer=TOKENIZER, lead_token=1, **model):
     config = GistConfig(window=64)
     attachment = attach(plain_model(family, **size), config)
     return SimpleNamespace(
-        attachment=attachment, tokenizer=tokenizer, config=config, fingerprint="", lead_token=lead_token
+        source_bias=0.0,
+        attachment=attachment,
+        tokenizer=tokenizer,
+        config=config,
+        fingerprint="",
+        lead_token=lead_token,
     )
 
 

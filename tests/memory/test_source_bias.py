@@ -1,5 +1,7 @@
 """Answers held to the words of their prompt: by a slow search, alone as in batches, from texts as from memories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,56 @@ def test_a_prompt_in_a_batch_is_held_to_its_own_words(engine, settings):
     for prompt, rows in zip(batch, together, strict=True):
         [alone] = answer(engine, askable(engine, [prompt], how()), how(source_bias=4, **settings))
         assert [row.ids.tolist() for row in rows] == [row.ids.tolist() for row in alone]
+
+
+@pytest.fixture
+def holding_engine(text_engine, monkeypatch):
+    """An engine that holds answers strongly where a call does not say."""
+    monkeypatch.setattr(text_engine, "source_bias", STRONG)
+    return text_engine
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"do_sample": True, "seed": 3}, {"progressive": True}])
+def test_where_a_call_says_nothing_the_bias_of_the_model_holds(settings):
+    engine = tiny_engine(window=8, ratio=4, model={"max_position_embeddings": 1024})
+    ids = torch.randperm(100, generator=torch.Generator().manual_seed(0))[None]
+    prompt = [ids] if "progressive" in settings else [engine.compress(ids), ids[:, 50:]]
+    biases = (0.0, STRONG)
+    free, held = (engine.generate(prompt, max_new_tokens=N, source_bias=bias, **settings) for bias in biases)
+    assert not torch.equal(free, held)
+    for bias, said in zip(biases, (free, held), strict=True):
+        engine.source_bias = bias
+        assert torch.equal(engine.generate(prompt, max_new_tokens=N, **settings), said)
+        assert torch.equal(engine.generate(prompt, max_new_tokens=N, source_bias=0, **settings), free)
+
+
+def test_streams_and_queues_are_held_as_their_model_says(holding_engine):
+    prompt = [holding_engine.compress(FOX, ratio=32), "\n\nQuestion: What does the fox do?\nAnswer: the quick"]
+    held, free = (holding_engine.generate(prompt, max_new_tokens=N, source_bias=bias) for bias in (STRONG, 0))
+    assert held != free
+    assert "".join(holding_engine.stream(prompt, max_new_tokens=N)) == held
+    with holding_engine.batching() as batches:
+        assert batches.answer(prompt, max_new_tokens=N).text == held
+        assert batches.answer(prompt, max_new_tokens=N, source_bias=0).text == free
+
+
+def test_a_prompt_with_an_unknown_memory_is_not_held_by_the_models_bias_and_its_neighbour_is(holding_engine):
+    asked = "\n\nQuestion: What does the fox do?\nAnswer: the quick"
+    known = holding_engine.compress(FOX, ratio=32)
+    unknown = replace(known, source_ids=None)
+    held, free = (holding_engine.generate([known, asked], max_new_tokens=N, source_bias=bias) for bias in (STRONG, 0))
+    assert held != free
+    with pytest.warns(UserWarning, match="decoded plainly"):
+        together = holding_engine.generate([[unknown, asked], [known, asked]], max_new_tokens=N)
+    assert together == [free, held]
+    with pytest.raises(InputError, match="keep_source=False"):
+        holding_engine.generate([unknown, asked], max_new_tokens=N, source_bias=STRONG)
+
+
+def test_a_bias_of_the_model_that_is_none_is_refused(holding_engine):
+    holding_engine.source_bias = -1.0
+    with pytest.raises(InputError, match="source_bias is -1"):
+        holding_engine.generate(["the fox"], max_new_tokens=1)
 
 
 def test_rows_side_by_side_are_held_each_as_its_settings_say(engine):

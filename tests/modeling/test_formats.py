@@ -8,7 +8,7 @@ import torch
 from jaxtyping import config as shape_checks
 from safetensors.torch import load_file, save_file
 
-from ultragist_rag import CheckpointError, ConfigError, GistConfig, UltraGist
+from ultragist_rag import CheckpointError, ConfigError, GistConfig, InputError, UltraGist
 from ultragist_rag.modeling.checkpoint import ADAPTER_FILE, CONFIG_FILE, authors_settings
 from ultragist_rag.modeling.fingerprint import base_fingerprint, model_fingerprint, tokenizer_fingerprint
 from ultragist_rag.modeling.lead import find_lead_token
@@ -62,6 +62,37 @@ def test_an_adapter_is_read_back_on_its_own_base_only(engine, merged, tmp_path):
     engine.save_pretrained(tmp_path / "adapter", adapter_only=True, base=str(tmp_path / "other"))
     with pytest.raises(CheckpointError, match="was made for base"):
         UltraGist.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_a_folder_says_how_its_answers_are_held(merged, tmp_path, adapter_only):
+    engine = UltraGist.from_pretrained(merged)
+    assert engine.source_bias == 0
+    engine.source_bias = 2.5
+    engine.save_pretrained(tmp_path / "held", adapter_only=adapter_only, base=str(merged))
+    assert UltraGist.from_pretrained(tmp_path / "held").source_bias == 2.5
+    engine.source_bias = -1
+    with pytest.raises(InputError, match="source_bias is -1"):
+        engine.save_pretrained(tmp_path / "held", adapter_only=adapter_only, base=str(merged))
+    assert UltraGist.from_pretrained(tmp_path / "held").source_bias == 2.5
+
+
+@pytest.mark.parametrize("value", [-1, "4", None, True, float("nan"), float("inf")])
+def test_a_bias_that_is_none_is_refused_with_its_file(merged, tmp_path, value):
+    shutil.copytree(merged, tmp_path / "model")
+    file = tmp_path / "model" / CONFIG_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "source_bias": value}))
+    with pytest.raises(CheckpointError, match=rf"{CONFIG_FILE}.*source_bias is {value!r}"):
+        UltraGist.from_pretrained(tmp_path / "model")
+
+
+def test_a_folder_from_before_there_was_a_bias_has_none(merged, tmp_path):
+    shutil.copytree(merged, tmp_path / "model")
+    file = tmp_path / "model" / CONFIG_FILE
+    contents = json.loads(file.read_text())
+    del contents["source_bias"]
+    file.write_text(json.dumps(contents))
+    assert UltraGist.from_pretrained(tmp_path / "model").source_bias == 0
 
 
 def test_low_rank_adapters_are_read_back(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ultragist_rag import UltraGist
+from ultragist_rag.config import GistConfig
 from ultragist_rag.errors import TrainingError
 from ultragist_rag.training.batches import Row
 from ultragist_rag.training.checkpoint import mix_in
@@ -188,6 +190,26 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
     config = TrainConfig.read(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
     assert config.lr_at(0) < config.lr_at(config.warmup)
     assert config.lr_at(config.n_steps - 1) < config.lr
+
+
+def test_the_bundled_model_is_what_its_config_makes() -> None:
+    config = TrainConfig.read(Path(__file__).parents[2] / "configs" / "bundled.yaml")
+    bundled = UltraGist.from_pretrained("bundled")
+    assert bundled.config == GistConfig.from_dict(config.gist)
+    assert bundled.source_bias == config.source_bias > 0
+    assert {name: getattr(bundled.model.config, name) for name in config.model} == config.model
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, 2.5), (0, 0), (4, 4)])
+def test_the_result_holds_answers_as_the_config_says_or_else_as_the_base_did(
+    asked: float | None, kept: float, model_folders: tuple[Path, Path], tiny_run: TrainConfig, tmp_path: Path
+) -> None:
+    config = shutil.copytree(model_folders[0], tmp_path / "base") / "ultragist_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), "source_bias": 2.5}), "utf-8")
+    run = tiny_run.model_copy(update={"base": str(tmp_path / "base"), "source_bias": asked})
+    trainer = Trainer(run)
+    assert UltraGist.from_pretrained(trainer.save()).source_bias == kept
+    assert trainer._note() == Trainer(run.model_copy(update={"source_bias": 1}))._note()
 
 
 def test_a_stage_may_move_its_rate_evenly_and_no_rate_is_negative(tiny_run: TrainConfig) -> None:

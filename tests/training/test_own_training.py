@@ -47,6 +47,7 @@ def tiny_config(tmp_path: Path, output: str) -> Path:
     settings: dict[str, Any] = yaml.safe_load((CONFIGS / "qwen3-4b.yaml").read_text("utf-8"))
     settings |= {"base": "me/tiny", "output": str(tmp_path / output), "data": str(tmp_path / "data"), "workers": 0}
     settings |= {"dtype": "float32", "mixed_precision": "no", "longest": 600, "checkpoint_every": 2, "warmup": 1}
+    settings["source_bias"] = 4
     settings["gist"] |= {"window": 32, "rank": 2}
     texts, questions = settings["stages"]
     texts |= {"steps": 2, "tokens": 300, "max_chars": 200}
@@ -127,3 +128,4 @@ def test_from_a_hub_base_to_a_published_adapter(
     assert answers(fetched) == answers(trained)
     assert fetched.fingerprint == trained.fingerprint
     assert fetched.calibration == trained.calibration
+    assert fetched.source_bias == trained.source_bias == 4

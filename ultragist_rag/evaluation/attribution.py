@@ -34,7 +34,7 @@ from ultragist_rag.memory.memory import GistMemory
 __all__ = ["KINDS", "AttributionRow", "attribution_table", "measure_attribution"]
 
 _BATCH = 16
-_DECODING = Decoding(max_new_tokens=96, stop=("\n",))
+_DECODING = Decoding(max_new_tokens=96, stop=("\n",), source_bias=0.0)
 _LEAVE_ONE_OUT = "leave-one-out"
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,6 @@ NEEDLES_KEPT, UUID_FULL_TEXT, UUID_KEPT = 0.95, 0.80, 0.90
 RATIO = 4
 """Of all tasks but perplexity."""
 
-SOURCE_BIAS = 4.0
-"""With which full text and composed memories are measured once more."""
-
 _NEEDLES = ("recall/mk_word", "recall/number")
 _UUIDS = ("recall/uuid", "recall/mk_uuid")
 _READING = ("rag/xquad", "rag/policyqa")
@@ -56,6 +53,7 @@ _SAMPLES = 200
 """Of each task, at most."""
 
 _CODES = "gist+codes"
+_PLAIN = "full, plain decoding"
 _ROUNDING = 1e-9
 
 Cell = tuple[str, int | None]
@@ -93,12 +91,14 @@ class Bar:
         value: With its 95 % interval.
         bar: Least value; None if it is reported without a bar.
         questions: How many it is over.
+        plain: Whether it is of plain decoding, though the model has a `source_bias` of its own.
     """
 
     what: str
     value: Interval
     bar: float | None
     questions: int
+    plain: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -111,7 +111,7 @@ class Measured:
     """Everything that was measured, and on what.
 
     Attributes:
-        facts: Model, base, limit, seed, date, command, device, versions, seconds.
+        facts: Model, source_bias, base, limit, seed, date, command, device, versions, seconds.
         countries: Questions about unseen countries.
         tasks: Needles, UUIDs, reading, perplexity.
     """
@@ -143,6 +143,9 @@ def measure_bars(
 ) -> Measured:
     """Measure a model on everything that has a bar, and on what is reported beside it.
 
+    Answers are decoded as the model's own `source_bias` says; by plain decoding, too, those about unseen countries and
+    those from the full text of needles and UUIDs.
+
     Args:
         model: `bundled`, a folder or a hub id.
         base: Folder or hub id of the model before gist training; its full-text score may be the denominator.
@@ -161,23 +164,29 @@ def measure_bars(
     started = time.perf_counter()
     names = (*_NEEDLES, *_UUIDS, *_READING, _PERPLEXITY)
     n_samples = min(limit or _SAMPLES, _SAMPLES)
-    settings = EvalSettings(suites=names, limit=n_samples, context=_CONTEXT, seed=seed, data={"": str(data)})
     sets = case_sets(data, corpus, limit)
     engine = UltraGist.from_pretrained(model)
+    bias = engine.source_bias
+    settings = EvalSettings(
+        suites=names, limit=n_samples, context=_CONTEXT, seed=seed, data={"": str(data)}, source_bias=bias
+    )
     before = None if base is None else _load_base(base)
     samples = {task.name: (task, fitted_samples(engine, settings, task)) for task in suite_tasks(names)}
-    countries = [
-        row for name, cases in sets.items() for row in measure(name, cases, engine, before, source_bias=SOURCE_BIAS)
-    ]
+    countries = [row for name, cases in sets.items() for row in measure(name, cases, engine, before, source_bias=bias)]
     rows: list[TaskRow] = []
     for name, (task, some) in samples.items():
         scores = {cell: score_samples(engine, settings, task, some, cell) for cell in _cells(name)}
-        if before is not None and name in (*_NEEDLES, *_UUIDS):
-            scores[BEFORE, None] = score_samples(before, settings, task, some, ("full", None))
+        if name in (*_NEEDLES, *_UUIDS):
+            if before is not None:
+                scores[BEFORE, None] = score_samples(before, settings, task, some, ("full", None))
+            if bias:
+                plainly = replace(settings, source_bias=0.0)
+                scores[_PLAIN, None] = score_samples(engine, plainly, task, some, ("full", None))
         rows += _task_rows(task, scores)
     facts = {
         "model": _bare(model),
         "fingerprint": engine.fingerprint,
+        "source_bias": bias,
         "base": None if base is None else _bare(base),
         "limit": limit,
         "seed": seed,
@@ -242,24 +251,28 @@ def bars_of(countries: Sequence[Row], tasks: Sequence[TaskRow]) -> list[Bar]:
         tasks: Rows of the tasks.
 
     Returns:
-        The bars, those without a least value last.
+        The bars: of answers as the model gives them, then of plain decoding, then those without a least value.
     """
-    found = [bar for row in countries for bar in _country_bars(row)] + [bar for row in tasks for bar in _task_bars(row)]
-    return sorted(found, key=lambda bar: bar.bar is None)
+    has_bias = any(row.method.endswith(HELD) for row in countries)
+    found = [bar for row in countries for bar in _country_bars(row, has_bias)]
+    found += [bar for row in tasks for bar in _task_bars(row)]
+    return sorted(found, key=lambda bar: (bar.bar is None, bar.plain))
 
 
-def _country_bars(row: Row) -> list[Bar]:
-    where = f"{row.task}, {_shown(row.method, row.ratio)}"
+def _country_bars(row: Row, has_bias: bool) -> list[Bar]:
+    method = row.method.removesuffix(HELD)
+    plain = has_bias and method == row.method and method in ("full", "composed")
+    where = f"{row.task}, {_shown(method, row.ratio)}{', plain decoding' if plain else ''}"
     found = []
-    if row.method == "full":
-        found.append(Bar(f"{where}: exact match", row.exact_match, FULL_TEXT, row.questions))
-    if row.method.removesuffix(HELD) == "composed":
-        found.append(Bar(f"{where}: kept", row.retention, KEPT[row.ratio or 0], row.questions))
+    if method == "full":
+        found.append(Bar(f"{where}: exact match", row.exact_match, FULL_TEXT, row.questions, plain))
+    if method == "composed":
+        found.append(Bar(f"{where}: kept", row.retention, KEPT[row.ratio or 0], row.questions, plain))
     if row.against_joint is not None:
-        found.append(Bar(f"{where}: exact match above joint", row.against_joint, AGAINST_JOINT, row.questions))
-    if row.method in ("full", "composed") and row.unseen is not None:
-        found.append(Bar(f"{where}, unseen wordings: exact match", row.unseen, None, row.n_unseen))
-    if row.method in ("closed", BEFORE, "full" + HELD):
+        found.append(Bar(f"{where}: exact match above joint", row.against_joint, AGAINST_JOINT, row.questions, plain))
+    if method in ("full", "composed") and row.unseen is not None:
+        found.append(Bar(f"{where}, unseen wordings: exact match", row.unseen, None, row.n_unseen, plain))
+    if method in ("closed", BEFORE):
         found.append(Bar(f"{where}: exact match", row.exact_match, None, row.questions))
     return found
 
@@ -278,13 +291,12 @@ def _task_bars(row: TaskRow) -> list[Bar]:
 _WORDS = {
     "full": "full text",
     "composed": "memories",
-    "full" + HELD: "full text, source_bias",
-    "composed" + HELD: "memories, source_bias",
     "joint": "one joint memory",
     "gist": "memories",
     _CODES: "memories with codes verbatim",
     "closed": "no document",
     BEFORE: "full text before gist training",
+    _PLAIN: "full text, plain decoding",
 }
 
 

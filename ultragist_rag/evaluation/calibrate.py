@@ -51,8 +51,8 @@ __all__ = [
 QUESTIONS = 60
 _BATCH = 8
 _LINES = (4, 8)
-_MAX_NEW_TOKENS = 48
-"""Of an answer; the values that are asked for are short."""
+_DECODING = Decoding(max_new_tokens=48, stop=("\n",), source_bias=0.0)
+"""Of the values that are asked for, which are short."""
 
 _Way = tuple[Method, int | None]
 
@@ -265,9 +265,7 @@ def _score(engine: UltraGist, cases: Sequence[Case], scores: Mapping[_Way, dict[
 def _see(engine: UltraGist, cases: Sequence[Case], method: Method, ratio: int | None, plain: _Seen | None) -> _Seen:
     """Ask some questions in one way; what is read behind the prompts are the answers of `plain`, by default its own."""
     prompts = lay_out(engine, cases, "full" if method == "plain" else method, ratio)
-    given = [
-        one for (one,) in answer(engine, prompts, Decoding.of({"max_new_tokens": _MAX_NEW_TOKENS, "stop": ["\n"]}))
-    ]
+    given = [one for (one,) in answer(engine, prompts, _DECODING)]
     ids = [one.ids for one in given]
     return _Seen([one.text.strip() for one in given], ids, next_tokens(engine, prompts, plain.ids if plain else ids))
 

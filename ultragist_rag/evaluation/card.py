@@ -54,10 +54,12 @@ _REAL_WORDS = (
 _ASKED = (
     "`corpus` and `factbook` are questions about countries that training never saw; each comes with the chunk that "
     "answers it and three others\n(one of the same country), shuffled. `corpus` is `examples/corpus`, `factbook` its "
-    "source's own text. `composed` memories are made one\ndocument at a time, `joint` ones in one stream. With "
-    "`+source_bias` answers are held to the words of the documents\n(`source_bias=4`); what is kept is then of the "
-    "better full-text score with and without it. Exact match after SQuAD\nnormalisation, bootstrap intervals over "
-    "questions."
+    "source's own text. `composed` memories are made one\ndocument at a time, `joint` ones in one stream. Exact match "
+    "after SQuAD normalisation, bootstrap intervals over questions."
+)
+_HELD = (
+    "Where a call says nothing else, answers are held to the words of the documents: rows with `+source_bias`. What is "
+    "kept is then of the better\nfull-text score with and without it. Needles and general reading are asked that way."
 )
 _NEEDLES = (
     "One value among others that look like it, in pages about places that do not exist: words (`mk_word`), numbers, "
@@ -86,7 +88,7 @@ def model_card(folder: Path, measured: Mapping[str, Any], training: TrainingReco
         "## How it was trained",
         *(["There is no record of this training."] if training is None else _training(training)),
         "## What it does",
-        _ASKED,
+        *([_ASKED, _HELD] if measured["source_bias"] else [_ASKED]),
         _bars(measured),
         f"### Unseen countries\n\n{countries_table(measured['countries'])}",
         *_task_sections(measured["tasks"]),
@@ -194,9 +196,14 @@ def _bars(measured: Mapping[str, Any]) -> str:
         ]
         for bar in bars
     ]
-    n_met = sum(bar["met"] for bar in bars)
+    met = {plain: [bar["met"] for bar in bars if bar["plain"] is plain] for plain in (False, True)}
+    bias = measured["source_bias"]
+    said = f"{sum(met[False])} of {len(met[False])} are met"
+    if met[True]:
+        said += f" as the model answers by default (`source_bias` {bias:g})"
+        said += f", {sum(met[True])} of {len(met[True])} by plain decoding"
     table = markdown_table(["bar", "measured (95 %)", "at least", "met", "questions"], rows, 1)
-    return f"### Bars\n\n{n_met} of {len(bars)} are met.\n\n{table}"
+    return f"### Bars\n\n{said}.\n\n{table}"
 
 
 def _task_sections(rows: Sequence[Mapping[str, Any]]) -> list[str]:

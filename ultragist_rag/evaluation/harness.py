@@ -258,7 +258,7 @@ class UltraGistLM(TemplateLM):  # type: ignore[misc]
         ends = [*end_tokens(self.engine.model, self.tokenizer, Decoding()), self.eot_token_id]
         ends += [special[text] for text in stop if text in special]
         settings |= {"stop": [text for text in stop if text not in special], "eos_token_id": list(dict.fromkeys(ends))}
-        return Decoding.of({**settings, "max_new_tokens": n_new, "seed": self._seed + again})
+        return Decoding.of({"source_bias": 0.0, **settings, "max_new_tokens": n_new, "seed": self._seed + again})
 
 
 _DRAWING = ("temperature", "top_p", "top_k", "min_p")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ultragist_rag.evaluation.bars import UUID_FULL_TEXT
+from ultragist_rag.evaluation.report import HELD
 
 __all__ = ["limits"]
 
@@ -42,9 +43,10 @@ def limits(measured: Measured, trained: Sequence[int]) -> list[str]:
 
 
 def _missed(measured: Measured) -> Iterator[str]:
-    missed = [bar["what"] for bar in measured["bars"] if bar["met"] is False]
-    if missed:
-        yield f"It misses {len(missed)} of its bars: {'; '.join(missed)}."
+    for plain, how in ((False, ""), (True, "By plain decoding ")):
+        missed = [bar["what"] for bar in measured["bars"] if bar["met"] is False and bar["plain"] is plain]
+        if missed:
+            yield f"{how}{'it' if how else 'It'} misses {len(missed)} of its bars: {'; '.join(missed)}."
 
 
 def _closed_book(measured: Measured) -> Iterator[str]:
@@ -68,8 +70,10 @@ def _reading(measured: Measured) -> Iterator[str]:
 
 
 def _wordings(measured: Measured) -> Iterator[str]:
-    for row in measured["countries"]:
-        if row["method"] == "full" and row["unseen"] and row["unseen"][2] < row["exact_match"][0]:
+    rows = measured["countries"]
+    by_default = "full" + HELD if any(row["method"] == "full" + HELD for row in rows) else "full"
+    for row in rows:
+        if row["method"] == by_default and row["unseen"] and row["unseen"][2] < row["exact_match"][0]:
             yield (
                 f"Questions in unseen wordings fail more often: {row['unseen'][0]:.3f} on {row['task']}, against "
                 f"{row['exact_match'][0]:.3f} over all."

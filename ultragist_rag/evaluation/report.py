@@ -37,12 +37,13 @@ class Row:
 
     Attributes:
         task: Name of the set.
-        method: `full`, `composed`, `joint`, `closed`, or `BEFORE`; the first two also with `HELD` behind them.
+        method: `full`, `composed`, `joint`, `closed`, or `BEFORE`; the first three also with `HELD` behind them.
         ratio: Raw tokens per gist; None for methods without.
         questions: How many.
         exact_match: Share of right answers with its 95 % interval.
         retention: The same over the better full-text score.
-        against_joint: Exact match minus that of joint memories at the same ratio, paired; None but for `composed`.
+        against_joint: Exact match minus that of joint memories at the same ratio, decoded alike, paired; None but for
+            `composed`.
         unseen: Exact match on questions in wordings that training never saw; None if there are none.
         n_unseen: How many these are.
     """
@@ -72,8 +73,8 @@ def measure(
 ) -> list[Row]:
     """Full text, memories composed and joint at every ratio, and no document, on one set of cases.
 
-    With a bias, full text and composed memories once more with it; retention of these rows is against the better of
-    the full-text scores with and without.
+    With a bias, all but that without document once more with it; retention of these rows is against the better of the
+    full-text scores with and without.
 
     Args:
         task: Name of the set.
@@ -100,7 +101,7 @@ def measure(
         held = {
             (method + HELD, ratio): _scores(engine, cases, method, ratio, source_bias)
             for method, ratio in plan
-            if method in ("full", "composed")
+            if method != "closed"
         }
         held_full = held["full" + HELD, None]
         best |= dict.fromkeys(held, held_full if held_full.mean() > full.mean() else full)
@@ -115,12 +116,18 @@ def measure(
             len(cases),
             bootstrap(mean, values),
             bootstrap(retention, values, best[method, ratio]),
-            bootstrap(difference, values, scores["joint", ratio]) if method == "composed" else None,
+            _against_joint(scores, method, ratio),
             bootstrap(mean, values[reworded]) if n_unseen else None,
             n_unseen,
         )
         for (method, ratio), values in scores.items()
     ]
+
+
+def _against_joint(scores: Mapping[tuple[str, int | None], Scores], method: str, ratio: int | None) -> Interval | None:
+    if method.removesuffix(HELD) != "composed":
+        return None
+    return bootstrap(difference, scores[method, ratio], scores[method.replace("composed", "joint"), ratio])
 
 
 def case_sets(data: Path | None, corpus: tuple[Path, Path], limit: int | None = None) -> dict[str, list[Case]]:

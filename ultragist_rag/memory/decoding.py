@@ -27,6 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ultragist_rag.config import check_source_bias
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.source_bias import Asked, SourceBias
 from ultragist_rag.memory.text import TextCodec
@@ -72,7 +73,8 @@ class Decoding:
         source_bias: How strongly an answer is held to the words of the prompt, memories included: where the last
             tokens of the answer stand in them, the scores (logarithms of probabilities) of all tokens that do not go
             on as they do are lowered by this much for each of these. 0 for not at all; 4 suits answers that stand in
-            the documents.
+            the documents. None takes `UltraGist.source_bias`, what the model was made for, and holds answers to prompts
+            whose memories all know their tokens.
         num_beams: Beams of a beam search; 1 for none.
         num_return_sequences: Answers for each prompt; needs `do_sample` or as many beams.
         stop: Texts that end the answer and are not part of it.
@@ -93,7 +95,7 @@ class Decoding:
     top_p: float = 1.0
     top_k: int | None = None
     min_p: float | None = None
-    source_bias: float = 0.0
+    source_bias: float | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
     stop: tuple[str, ...] = ()
@@ -132,9 +134,10 @@ class Decoding:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is {value!r}, but must be a whole number of at least 1.")
-        for name in ("temperature", "source_bias"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be at least 0.")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature is {self.temperature}, but must be at least 0.")
+        if self.source_bias is not None:
+            check_source_bias(self.source_bias)
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, but must lie between 0 and 1.")
         if self.top_k is not None and self.top_k < 0:
@@ -225,13 +228,11 @@ def logits_processors(decoding: Decoding, seeds: Sequence[int], asked: Asked) ->
 
     Returns:
         The processors, to be used for one answer only.
-
-    Raises:
-        InputError: If `source_bias` is set and a memory does not know its tokens.
     """
     processors = LogitsProcessorList(decoding.stock.get("logits_processor") or [])
-    if decoding.source_bias:
-        processors.append(SourceBias(asked, decoding.source_bias, decoding.stop))
+    bias = asked.source_bias if decoding.source_bias is None else decoding.source_bias
+    if bias:
+        processors.append(SourceBias(asked, bias, decoding.stop))
     if not decoding.samples:
         return processors
     if decoding.temperature != 1:

@@ -228,7 +228,7 @@ def decode(
             start.cache.batch_repeat_interleave(decoding.rows)
         start = start.copied(decoding.rows if decoding.samples else 1)
         ends = end_tokens(model, engine.tokenizer, decoding)
-        asked = Asked(prompts, start.ids.shape[1], ends, engine.tokenizer)
+        asked = Asked(prompts, start.ids.shape[1], ends, engine.tokenizer, engine.source_bias)
         with start.masked(engine.attachment.decoder):
             output = model.generate(
                 start.ids,

@@ -54,6 +54,10 @@ class Engine(Protocol):
     def lead_token(self) -> int | None:
         """Token in front of every independent document and prompt, or None."""
 
+    @property
+    def source_bias(self) -> float:
+        """Of answers whose settings name none."""
+
 
 def as_batch(pieces: Any) -> tuple[list[list[Piece]], bool]:
     """Tell one prompt from several.

@@ -70,7 +70,7 @@ def _decode(engine: Any, ids: Tensor, memory: GistMemory | None, decoding: Decod
         streamer.put(ids.cpu())
     first = engine.forward(ids, memory=memory, **seed)
     prompt: list[Tensor | GistMemory] = [ids[0]] if memory is None else [memory, ids[0]]
-    asked = Asked([prompt], ids.shape[1], sorted(ends), engine.tokenizer)
+    asked = Asked([prompt], ids.shape[1], sorted(ends), engine.tokenizer, engine.source_bias)
     answers = []
     for number in row_seeds(decoding, 1):
         choose = logits_processors(decoding, [number], asked)

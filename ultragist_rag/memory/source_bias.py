@@ -11,6 +11,7 @@ Holds     a row in a batch is changed as it is alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from ultragist_rag.config import check_source_bias
 from ultragist_rag.errors import InputError
 from ultragist_rag.memory.memory import GistMemory
 from ultragist_rag.memory.spans import is_of_word
@@ -29,6 +31,11 @@ from ultragist_rag.memory.text import TextCodec
 __all__ = ["Asked", "SourceBias", "check_source_ids", "following"]
 
 _TAIL = 8  # tokens that show whether a word goes on: a character may take several
+_DECODED_PLAINLY = (
+    "the model holds answers to the words of their prompts, but not to a prompt with a memory that does not know its "
+    "tokens (stored by an older version, with keep_source=False, or of more than 2,000,000 tokens): such answers are "
+    "decoded plainly. Compress its text again, or pass source_bias=0 if that is meant."
+)
 _PART = "\ufffd"  # what a tokenizer decodes a part of a character to
 
 
@@ -41,12 +48,18 @@ class Asked:
         start: First column of the answers.
         ends: Tokens that end an answer.
         tokenizer: The tokenizer, or None.
+        source_bias: Of the engine, for answers whose settings name none.
     """
 
     prompts: Sequence[Sequence[Tensor | GistMemory]]
     start: int
     ends: Sequence[int]
     tokenizer: Any
+    source_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the bias, which anybody may have set."""
+        check_source_bias(self.source_bias)
 
 
 def check_source_ids(prompts: Sequence[Sequence[Tensor | GistMemory]]) -> None:
@@ -58,7 +71,7 @@ def check_source_ids(prompts: Sequence[Sequence[Tensor | GistMemory]]) -> None:
     Raises:
         InputError: If one does not.
     """
-    if any(piece.source_ids is None for prompt in prompts for piece in prompt if isinstance(piece, GistMemory)):
+    if not all(map(_is_known, prompts)):
         raise InputError(
             "source_bias needs the tokens of every memory of the prompt, but one has none: it was stored by an older "
             "version, with keep_source=False, or of more than 2,000,000 tokens. Delete it there and compress its text "
@@ -98,16 +111,19 @@ class SourceBias(LogitsProcessor):
         """Gather the tokens of prompts.
 
         Args:
-            asked: What is decoded; for each prompt as many rows.
+            asked: What is decoded; for each prompt as many rows. Answers to a prompt are left as they are if one of its
+                memories does not know its tokens.
             bias: How much is taken from the scores, which are logarithms of probabilities, for each matching token.
             stop: Texts that end an answer.
-
-        Raises:
-            InputError: If a memory does not know its tokens.
         """
-        check_source_ids(asked.prompts)
         self._asked, self._bias = asked, bias
-        self._sources = [np.concatenate([_ids_of(piece) for piece in prompt]) for prompt in asked.prompts]
+        known = [_is_known(prompt) for prompt in asked.prompts]
+        if not all(known):
+            warnings.warn(_DECODED_PLAINLY, stacklevel=2)
+        nothing = np.zeros(0, np.int64)
+        self._sources = [
+            _ids_of(one) if is_known else nothing for one, is_known in zip(asked.prompts, known, strict=True)
+        ]
         self._codec = None if asked.tokenizer is None else TextCodec.of(asked.tokenizer)
         firsts = [self._codec.encode(text, first=False)[:1].tolist() for text in stop] if self._codec else []
         self._ends = [*asked.ends, *(token for first in firsts for token in first)]
@@ -137,7 +153,11 @@ class SourceBias(LogitsProcessor):
         return is_of_word(text[-1:]) and all(part[:1] == _PART or is_of_word(part[:1]) for part in onward)
 
 
-def _ids_of(piece: Tensor | GistMemory) -> NDArray[np.int64]:
-    ids = piece.source_ids if isinstance(piece, GistMemory) else piece
-    assert ids is not None
-    return ids.cpu().numpy().astype(np.int64)
+def _is_known(prompt: Sequence[Tensor | GistMemory]) -> bool:
+    """Whether all memories of a prompt know their tokens."""
+    return not any(isinstance(piece, GistMemory) and piece.source_ids is None for piece in prompt)
+
+
+def _ids_of(prompt: Sequence[Tensor | GistMemory]) -> NDArray[np.int64]:
+    parts = [piece.source_ids if isinstance(piece, GistMemory) else piece for piece in prompt]
+    return np.concatenate([ids.cpu().numpy().astype(np.int64) for ids in parts if ids is not None])

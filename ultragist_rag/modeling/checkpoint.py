@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ultragist_rag.config import GistConfig
+from ultragist_rag.config import GistConfig, check_source_bias
 from ultragist_rag.errors import CheckpointError
 
 __all__ = [
@@ -164,7 +164,7 @@ def read_config(path: Path) -> dict[str, Any]:
         path: Of `ultragist_config.json`.
 
     Returns:
-        Its contents: `format_version`, `gist_config`, and for adapters the base.
+        Its contents: `format_version`, `gist_config`, `source_bias`, and for adapters the base.
 
     Raises:
         CheckpointError: If it is damaged or of another version.
@@ -173,6 +173,7 @@ def read_config(path: Path) -> dict[str, Any]:
         contents = json.loads(path.read_text(encoding="utf-8"))
         version = contents["format_version"]
         contents["gist_config"].keys()
+        contents["source_bias"] = check_source_bias(contents.get("source_bias", 0.0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}). Write it again.") from error
     if version != FORMAT_VERSION:

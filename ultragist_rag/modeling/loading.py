@@ -40,6 +40,7 @@ class Loaded:
         family: Whose parameter names it has: `ultragist` or `beacon`.
         trained_composed: Whether its makers trained it on independently compressed documents, as far as is known.
         source: Name or folder of the base, and its revision.
+        source_bias: How strongly its makers hold answers to the words of their prompts, see `Decoding`.
     """
 
     attachment: Attachment
@@ -47,6 +48,7 @@ class Loaded:
     family: str
     trained_composed: bool
     source: tuple[str, str | None]
+    source_bias: float = 0.0
 
 
 def load(name: str, config: GistConfig | None, options: dict[str, Any]) -> Loaded:
@@ -143,7 +145,12 @@ def _load_ours(
         raise CheckpointError(f"{checkpoint.ADAPTER_FILE} lacks {missing[:3]}: write the adapter again.")
     tokenizer = _load_tokenizer(name, hub) or (_load_tokenizer(*_tokenizer_source(source, hub)) if base else None)
     return Loaded(
-        attachment, tokenizer, contents.get("family", "ultragist"), contents.get("trained_composed", True), source
+        attachment,
+        tokenizer,
+        contents.get("family", "ultragist"),
+        contents.get("trained_composed", True),
+        source,
+        contents["source_bias"],
     )
 
 

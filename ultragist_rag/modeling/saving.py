@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ultragist_rag.config import check_source_bias
 from ultragist_rag.errors import CheckpointError
 from ultragist_rag.modeling.attach import PREFIX, Attachment
 from ultragist_rag.modeling.calibration import CALIBRATION_FILE, Calibration
@@ -45,7 +46,9 @@ def save(
 
     Raises:
         CheckpointError: If the folder holds files that are not a saved model of ours, or the base has no name.
+        InputError: If the `source_bias` among the notes is none.
     """
+    check_source_bias(notes["source_bias"])
     if source is not None and not source[0]:
         raise CheckpointError("an adapter names its base, but where this one came from is not known: give its hub id.")
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / CONFIG_FILE).is_file())):

@@ -156,20 +156,22 @@ class Maker:
             Their memories.
         """
         parts = sorted(wanted)
-        documents: dict[Part, str | Tensor] = {}
-        for number, several in groupby(parts, key=lambda part: part[0]):
-            of_turn = self._documents(archive[number])
-            documents.update((part, of_turn[part[1]]) for part in several)
+        documents = self._documents_of(archive, parts)
         held = {part: found for part in parts if (found := self._find(documents[part], wanted[part])) is not None}
         missing = [part for part in parts if part not in held]
         memories = self._compress([documents[part] for part in missing], [wanted[part] for part in missing])
         made = zip(missing, memories, strict=True)
         return held | {part: self.as_stored(Held(memory, wanted[part])) for part, memory in made}
 
-    def fetch(self, wanted: Mapping[Part, tuple[int, str]]) -> dict[Part, Held]:
+    def fetch(self, archive: Archive, wanted: Mapping[Part, tuple[int, str]]) -> dict[Part, Held]:
         """Read memories from the store; those that are gone, damaged or of another model are left out."""
-        read = ((part, ratio, marker, self._get(marker)) for part, (ratio, marker) in wanted.items())
-        return {part: Held(memory, ratio, marker) for part, ratio, marker, memory in read if memory is not None}
+        read = {part: self._get(marker) for part, (_, marker) in wanted.items()}
+        there = {part: memory for part, memory in read.items() if memory is not None}
+        documents = self._documents_of(archive, sorted(part for part, one in there.items() if one.source_ids is None))
+        return {
+            part: Held(self._known(memory, documents[part]) if part in documents else memory, *wanted[part])
+            for part, memory in there.items()
+        }
 
     def as_stored(self, held: Held) -> Held:
         """Return a memory that is not in the store yet as it will be read from there."""
@@ -212,7 +214,7 @@ class Maker:
             return None
         marker = self.store.find(document, self.engine, ratio, **self._more)
         memory = None if marker is None else self._get(marker)
-        return None if memory is None else Held(memory, ratio, marker)
+        return None if memory is None else Held(self._known(memory, document), ratio, marker)
 
     def _get(self, marker: str) -> GistMemory | None:
         try:
@@ -224,6 +226,18 @@ class Maker:
     @property
     def _more(self) -> dict[str, Any]:
         return {} if self.settings.verbatim is None else {"verbatim": self.settings.verbatim}
+
+    def _known(self, memory: GistMemory, document: str | Tensor) -> GistMemory:
+        """Give a memory the token ids that a store without texts does not keep."""
+        return memory if memory.source_ids is not None else replace(memory, source_ids=self._ids(document).int())
+
+    def _documents_of(self, archive: Archive, parts: Sequence[Part]) -> dict[Part, str | Tensor]:
+        """Return the documents of segments, which are in order."""
+        documents: dict[Part, str | Tensor] = {}
+        for number, several in groupby(parts, key=lambda part: part[0]):
+            of_turn = self._documents(archive[number])
+            documents.update((part, of_turn[part[1]]) for part in several)
+        return documents
 
     def _documents(self, said: Said) -> list[str | Tensor]:
         texts = self.rendering.texts(said, self.settings.segment_tokens)

@@ -152,7 +152,7 @@ class GistSession(Conversation):
         state, memories = state_of(manifest, pages, maker.empty)
         if manifest["rendered"] != _rendered(maker):
             state, memories = maker.measured_again(state), {}
-        settled = maker.resume(state, maker.fetch(memories))
+        settled = maker.resume(state, maker.fetch(state.archive, memories))
         return cls(maker, Saving.of(store, name, manifest), settled, relevance, background)
 
     @staticmethod

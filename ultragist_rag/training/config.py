@@ -73,6 +73,12 @@ class TrainConfig(_Strict):
     vocabulary: int = Field(default=4096, ge=300)
     tokenizer_samples: int = Field(default=13500, gt=0, description="samples that a new tokenizer is trained on")
     gist: dict[str, Any] = {}
+    source_bias: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="of its answers where a call names none; None for the base's",
+    )
     train_base: bool = True
     optimizer: Literal["muon", "adamw"] = "adamw"
     lr: float = Field(default=1e-4, gt=0)

@@ -77,7 +77,7 @@ class Trainer:
         with self.accelerator.main_process_first():
             self.tokenizer = make_tokenizer(config, self.source)
         self.rows = RowMaker(self.tokenizer, self.tokenizer.eos_token)
-        self.attachment = make_attachment(config, self.tokenizer)
+        self.attachment, self._source_bias = make_attachment(config, self.tokenizer)
         _check_teachers(config, self.attachment.config)
         model = self.attachment.model
         if config.gradient_checkpointing:
@@ -161,7 +161,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             composed = any("independent" in stage.modes for stage in config.stages)
             source = (config.base, config.revision) if config.base else None
-            engine = UltraGist(self.attachment, self.tokenizer, trained_composed=composed, source=source)
+            engine = UltraGist(
+                self.attachment,
+                self.tokenizer,
+                trained_composed=composed,
+                source=source,
+                source_bias=self._source_bias,
+            )
             engine.save_pretrained(folder, adapter_only=not config.train_base)
         self.accelerator.wait_for_everyone()
         return folder
@@ -258,7 +264,8 @@ class Trainer:
             )
 
     def _note(self) -> str:
-        return self.config.model_dump_json(exclude={"output", "data", "checkpoint_every", "workers", "stages"})
+        free = {"output", "data", "checkpoint_every", "workers", "stages", "source_bias"}
+        return self.config.model_dump_json(exclude=free)
 
     def _cut_metrics(self, start: int) -> None:
         """Drop lines of steps that will be done again."""

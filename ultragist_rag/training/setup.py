@@ -102,10 +102,13 @@ def _tokenizer_texts(config: TrainConfig, source: Source) -> Iterator[str]:
             yield from (f"Question: {question}\nAnswer: {answer}" for question, answer in sample.pairs[:4])
 
 
-def make_attachment(config: TrainConfig, tokenizer: Any) -> Attachment:
+def make_attachment(config: TrainConfig, tokenizer: Any) -> tuple[Attachment, float]:
     """A Llama model with random weights, or the base from a folder or hub id, with gist modules.
 
     A base that comes with gist parameters is trained on from them; a frozen base's gist parameters are float32.
+
+    Returns:
+        The model, and the `source_bias` of its answers: that of the config, else of the base.
 
     Raises:
         CheckpointError: If the base cannot be loaded.
@@ -119,10 +122,10 @@ def make_attachment(config: TrainConfig, tokenizer: Any) -> Attachment:
         dtype = getattr(torch, config.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*untrained.*")
-            attachment = load(config.base, gist, {"revision": config.revision, "dtype": dtype}).attachment
-        for parameter in attachment.parameters().values():
+            base = load(config.base, gist, {"revision": config.revision, "dtype": dtype})
+        for parameter in base.attachment.parameters().values():
             parameter.data = parameter.data.float()
-        return attachment
+        return base.attachment, base.source_bias if config.source_bias is None else config.source_bias
     settings = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -130,7 +133,7 @@ def make_attachment(config: TrainConfig, tokenizer: Any) -> Attachment:
         "eos_token_id": tokenizer.eos_token_id,
         **config.model,
     }
-    return attach(LlamaForCausalLM(LlamaConfig(**settings)), gist or GistConfig())
+    return attach(LlamaForCausalLM(LlamaConfig(**settings)), gist or GistConfig()), config.source_bias or 0.0
 
 
 def checkpoint_layers(model: Any) -> None:

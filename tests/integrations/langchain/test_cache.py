@@ -98,6 +98,15 @@ def test_settings_of_the_object_make_another_question(model: Any, asked: list[in
     assert len(asked) == 2
 
 
+def test_another_bias_of_the_model_makes_another_question(
+    model: Any, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bias in (0.0, 1000.0, 0.0):
+        monkeypatch.setattr(model.engine, "source_bias", bias)
+        assert text(model.invoke(QUESTION)) == text(model.invoke(QUESTION, source_bias=bias))
+    assert len(asked) == 4
+
+
 def test_another_memory_makes_another_question(model: Any, markers: list[str], asked: list[int]) -> None:
     answers = [text(model.invoke(marker + QUESTION)) for marker in markers]
     assert answers == [text(model.model_copy(update={"cache": False}).invoke(marker + QUESTION)) for marker in markers]
