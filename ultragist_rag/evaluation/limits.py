@@ -43,10 +43,10 @@ def limits(measured: Measured, trained: Sequence[int]) -> list[str]:
 
 
 def _missed(measured: Measured) -> Iterator[str]:
-    for plain, how in ((False, ""), (True, "By plain decoding ")):
+    for plain, who in ((False, "It"), (True, "By plain decoding it")):
         missed = [bar["what"] for bar in measured["bars"] if bar["met"] is False and bar["plain"] is plain]
         if missed:
-            yield f"{how}{'it' if how else 'It'} misses {len(missed)} of its bars: {'; '.join(missed)}."
+            yield f"{who} misses {len(missed)} of its bars: {'; '.join(missed)}."
 
 
 def _closed_book(measured: Measured) -> Iterator[str]:
@@ -71,7 +71,8 @@ def _reading(measured: Measured) -> Iterator[str]:
 
 def _wordings(measured: Measured) -> Iterator[str]:
     rows = measured["countries"]
-    by_default = "full" + HELD if any(row["method"] == "full" + HELD for row in rows) else "full"
+    held = "full" + HELD
+    by_default = held if held in {row["method"] for row in rows} else "full"
     for row in rows:
         if row["method"] == by_default and row["unseen"] and row["unseen"][2] < row["exact_match"][0]:
             yield (

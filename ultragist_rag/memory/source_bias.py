@@ -31,10 +31,11 @@ from ultragist_rag.memory.text import TextCodec
 __all__ = ["Asked", "SourceBias", "check_source_ids", "following"]
 
 _TAIL = 8  # tokens that show whether a word goes on: a character may take several
+_UNKNOWN = "stored by an older version, with keep_source=False, or of more than 2,000,000 tokens"
 _DECODED_PLAINLY = (
     "the model holds answers to the words of their prompts, but not to a prompt with a memory that does not know its "
-    "tokens (stored by an older version, with keep_source=False, or of more than 2,000,000 tokens): such answers are "
-    "decoded plainly. Compress its text again, or pass source_bias=0 if that is meant."
+    f"tokens ({_UNKNOWN}): such answers are decoded plainly. Compress its text again, or pass source_bias=0 if that is "
+    "meant."
 )
 _PART = "\ufffd"  # what a tokenizer decodes a part of a character to
 
@@ -73,9 +74,8 @@ def check_source_ids(prompts: Sequence[Sequence[Tensor | GistMemory]]) -> None:
     """
     if not all(map(_is_known, prompts)):
         raise InputError(
-            "source_bias needs the tokens of every memory of the prompt, but one has none: it was stored by an older "
-            "version, with keep_source=False, or of more than 2,000,000 tokens. Delete it there and compress its text "
-            "again, or leave source_bias out."
+            f"source_bias needs the tokens of every memory of the prompt, but one has none: it was {_UNKNOWN}. Delete "
+            "it there and compress its text again, or leave source_bias out."
         )
 
 

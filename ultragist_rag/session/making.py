@@ -165,12 +165,11 @@ class Maker:
 
     def fetch(self, archive: Archive, wanted: Mapping[Part, tuple[int, str]]) -> dict[Part, Held]:
         """Read memories from the store; those that are gone, damaged or of another model are left out."""
-        read = {part: self._get(marker) for part, (_, marker) in wanted.items()}
-        there = {part: memory for part, memory in read.items() if memory is not None}
-        documents = self._documents_of(archive, sorted(part for part, one in there.items() if one.source_ids is None))
+        read = {part: memory for part, (_, marker) in wanted.items() if (memory := self._get(marker)) is not None}
+        documents = self._documents_of(archive, sorted(part for part, one in read.items() if one.source_ids is None))
         return {
             part: Held(self._known(memory, documents[part]) if part in documents else memory, *wanted[part])
-            for part, memory in there.items()
+            for part, memory in read.items()
         }
 
     def as_stored(self, held: Held) -> Held:
