@@ -29,6 +29,16 @@ def test_every_answer_stands_in_a_document(country_data: Path) -> None:
     assert all(any(answer in text for text in sample.documents) for answer, sample in asked)
 
 
+def test_a_value_of_a_chunk_is_asked_for_once(country_data: Path) -> None:
+    source, rng = SampleSource(country_data), random.Random(0)
+    samples = [source.draw(Recipe({"factbook": 1.0}, questions=100), rng) for _ in range(50)]
+    answers = [[answer for _, answer in sample.pairs] for sample in samples]
+    assert all(len(set(some)) == len(some) for some in answers)
+    assert max(map(len, answers)) > 1
+    questions = {question for sample in samples for question, _ in sample.pairs}
+    assert len(questions) > len({answer for some in answers for answer in some})
+
+
 def test_no_sample_names_a_held_out_country(country_data: Path) -> None:
     source = SampleSource(country_data)
     assert source.held_out == {"Hestaland"}

@@ -258,15 +258,18 @@ class SampleSource:
         return documents, pairs
 
     def _asked(self, title: str, chunk: Chunk, rng: random.Random) -> Pairs:
-        """Every question that a chunk answers."""
-        pairs = self._template_pairs(title, chunk)
+        """A question for each value that a chunk tells; in other words again, its answer would stand in front of it."""
+        wordings: dict[str, list[str]] = {}
+        for wording, value in self._template_pairs(title, chunk):
+            wordings.setdefault(value, []).append(wording)
         for line in chunk.text.splitlines():
             match = _VALUE.match(line)
             if match and "total" not in match.group(1):
                 label = match.group(1)
                 label = label[0].lower() + label[1:]
-                pairs.append((rng.choice(FRAMES).format(n=label, c=title), match.group(2).strip().rstrip(",")))
-        return pairs
+                wording = rng.choice(FRAMES).format(n=label, c=title)
+                wordings.setdefault(match.group(2).strip().rstrip(","), []).append(wording)
+        return [(rng.choice(asked), value) for value, asked in wordings.items()]
 
     def _template_pairs(self, title: str, chunk: Chunk) -> Pairs:
         asked = self.factbook_questions.get(title, [])
